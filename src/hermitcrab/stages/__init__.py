@@ -1,0 +1,47 @@
+"""What a stage is: a slice of the recipe and input artifacts in, one folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hermitcrab.digest import digest_file, digest_json
+from hermitcrab.recipe import Part, Recipe
+from hermitcrab.store import Artifact, Draft
+
+PACKAGE = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is given: its slice, its inputs by stage name, the draft that it fills.
+
+    `places` says where references were found on this machine (`{reference: path}`): facts, never part of a key.
+    """
+
+    part: Any
+    inputs: Mapping[str, Artifact]
+    draft: Draft
+    places: Mapping[str, Path]
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`code` names the files and folders of this package that decide what the stage leaves; their digest is in its key."""
+
+    name: str
+    inputs: tuple[str, ...]
+    code: tuple[str, ...]
+    slice: Callable[[Recipe], Part]
+    run: Callable[[Job], None]
+
+    def code_digest(self) -> str:
+        files: dict[str, str] = {}
+        for name in self.code:
+            path = PACKAGE / name
+            for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+                files[file.relative_to(PACKAGE).as_posix()] = digest_file(file)
+        return digest_json(files)
