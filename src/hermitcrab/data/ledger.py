@@ -33,6 +33,12 @@ class Ledger:
         if count:
             self.changed[reason] += count
 
+    def merge(self, other: Ledger) -> None:
+        """Count what another ledger of the same unit counted."""
+        self.taken, self.kept = self.taken + other.taken, self.kept + other.kept
+        self.dropped.update(other.dropped)
+        self.changed.update(other.changed)
+
     def balance(self) -> None:
         if self.taken != self.kept + sum(self.dropped.values()):
             raise HermitcrabError(

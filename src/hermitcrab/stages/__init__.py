@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hermitcrab.digest import digest_file, digest_json
 from hermitcrab.recipe import Part, Recipe
+from hermitcrab.references import Resolved
 from hermitcrab.store import Artifact, Draft
 
 PACKAGE = Path(__file__).parent.parent
@@ -18,14 +19,22 @@ PACKAGE = Path(__file__).parent.parent
 class Job:
     """What a stage is given: its slice, its inputs by stage name, the draft that it fills.
 
-    `places` says where references were found on this machine (`{reference: path}`): facts, never part of a key.
+    `places` says where references were found on this machine (`{reference: path}`): facts, never part of a key; `resolved`
+    says what they were resolved to.
     """
 
     part: Any
     inputs: Mapping[str, Artifact]
     draft: Draft
     places: Mapping[str, Path]
+    resolved: Mapping[str, Resolved] = field(default_factory=dict)
     processes: int = 1
+
+    @property
+    def base_path(self) -> Path:
+        """Where the base lies (for `scratch`: its tokenizer)."""
+        base = self.inputs["collect"].manifest["slice"]["base"]
+        return self.places[base["tokenizer"] if base["path"] == "scratch" else base["path"]]
 
 
 @dataclass(frozen=True)

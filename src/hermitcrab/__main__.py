@@ -1,0 +1,5 @@
+import sys
+
+from hermitcrab.cli import main
+
+sys.exit(main())

@@ -1,0 +1,216 @@
+"""Every verb: parse, call, print; no logic. Heavy libraries are imported by what is called, so `--help` answers at once.
+
+Standard output has the answer (one JSON object with --json); progress and messages go to standard error.
+Exit status: 0 done, 1 a failed run or check, 2 bad usage or recipe, 3 a claim contradicted by evidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hermitcrab import __version__
+from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
+
+Answer = tuple[Any, Callable[[], str], int]  # (object for --json, text for people, exit status)
+
+
+def run_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.report.terminal import render_run
+    from hermitcrab.run import find_run
+
+    run = _open_run(args)
+    told = run.execute(args.key)
+    return told, lambda: render_run(*find_run(run.recipe.name, run.store), run.folder), 0
+
+
+def plan_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.estimate import shortage
+    from hermitcrab.report.terminal import render_plan
+    from hermitcrab.run import plan
+
+    run = _open_run(args)
+    rows = plan(run)
+    problem = shortage({r["stage"]: r["needs"] for r in rows if r["needs"]}, _existing(args.store))
+    if problem:
+        raise HermitcrabError(problem)
+    return {"stages": rows}, lambda: render_plan(rows), 0
+
+
+def show_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.report.gather import gather
+    from hermitcrab.report.terminal import render_package, render_run
+    from hermitcrab.run import find_run
+    from hermitcrab.store import Store, read_json
+
+    target = Path(args.what)
+    if target.suffix in (".yaml", ".yml"):
+        from hermitcrab.recipe import load, to_yaml
+
+        recipe = load(target, args.overrides)
+        return recipe.model_dump(mode="json"), lambda: to_yaml(recipe).rstrip(), 0
+    if args.overrides:
+        raise UsageError(f"overrides go with a recipe; {args.what} is none")
+    if (target / "hermitcrab.json").is_file():
+        package = read_json(target / "hermitcrab.json")
+        return package, lambda: render_package(target, package), 0
+    store = Store(args.store)
+    name = read_json(target / "run.json")["name"] if (target / "run.json").is_file() else args.what
+    record, artifacts = find_run(name, store)
+    return gather(record, artifacts), lambda: render_run(record, artifacts, Path(record["folder"])), 0
+
+
+def schema_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.recipe import json_schema
+
+    text = json_schema()
+    return json.loads(text), lambda: text.rstrip(), 0
+
+
+def gc_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.store import Store
+
+    freed = Store(args.store).gc(dry=args.dry_run)
+    total = sum(size for _, size in freed)
+    told = {"dry_run": args.dry_run, "bytes": total, "removed": [{"path": p, "bytes": s} for p, s in freed]}
+    word = "would free" if args.dry_run else "freed"
+    return told, lambda: f"{word} {total / 2**20:,.1f} MiB in {len(freed)} folders", 0
+
+
+def verify_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.lineage.verify import verify
+    from hermitcrab.report.terminal import render_verification
+
+    found = verify(args.folder, args.key)
+    if args.recompute and found.ok:
+        from hermitcrab.run import recompute_parity
+
+        recompute_parity(args.folder, args.base, args.store, found)
+    status = 0 if found.ok else 3 if found.contradiction else 1
+    return found.as_json(), lambda: render_verification(found), status
+
+
+def keygen_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.lineage.keys import default_key_path, keygen
+
+    key = keygen(args.out or default_key_path())
+    told = {"private_key": str(key.path), "public_key": str(key.public_path), "fingerprint": key.fingerprint}
+    text = (
+        f"private key  {key.path} (keep it; nobody else may read it)\n"
+        f"public key   {key.public_path} (give it to those who verify)\nfingerprint  {key.fingerprint}"
+    )
+    return told, lambda: text, 0
+
+
+def doctor_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.environment import doctor
+    from hermitcrab.report.terminal import render_doctor
+
+    found = doctor(Path(args.store))
+    return found, lambda: render_doctor(found), 1 if found["problems"] else 0
+
+
+def _open_run(args: argparse.Namespace) -> Any:
+    from hermitcrab.recipe import load
+    from hermitcrab.run import Run
+    from hermitcrab.store import Store
+
+    return Run(load(args.recipe, args.overrides), Store(args.store), Path(args.runs))
+
+
+def _existing(path: str) -> Path:
+    return next(p for p in [Path(path).absolute(), *Path(path).absolute().parents] if p.exists())
+
+
+# verb: (what it does, call, example, arguments)
+VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], Answer], str, list[tuple[tuple[str, ...], dict[str, Any]]]]] = {}
+
+
+def _verb(name: str, help: str, call: Callable[[argparse.Namespace], Answer], example: str, *arguments: Any) -> None:
+    VERBS[name] = (help, call, example, list(arguments))
+
+
+def _arg(*names: str, **more: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, more
+
+
+RECIPE = _arg("recipe", help="a recipe (YAML)")
+OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="set a key of the recipe, such as train.epochs=2")
+STORE = _arg("--store", default=".crab/store", metavar="FOLDER", help="where artifacts live (default: .crab/store)")
+RUNS = _arg("--runs", default="runs", metavar="FOLDER", help="where runs leave report and package (default: runs)")
+
+_verb("run", "run a recipe: every stage is reused or executed, whatever was killed continues", run_verb,
+      "crab run recipes/demo.yaml train.epochs=2", RECIPE, OVERRIDES, STORE, RUNS,
+      _arg("--key", type=Path, metavar="PEM", help="private key to sign with (default: the one of `crab keygen`)"))  # fmt: skip
+_verb("plan", "say what a run would do and need, and do nothing", plan_verb, "crab plan recipes/demo.yaml",
+      RECIPE, OVERRIDES, STORE, RUNS)  # fmt: skip
+_verb("show", "show a run, a package, or a whole recipe with every default", show_verb, "crab show runs/demo",
+      _arg("what", help="a run's name or folder, a package's folder, or a recipe"), OVERRIDES, STORE)  # fmt: skip
+_verb("verify", "check a package: every digest, the chain, the signatures, parity and licenses", verify_verb,
+      "crab verify runs/demo/package --key signing-key.pub.pem",
+      _arg("folder", type=Path, help="a package"),
+      _arg("--key", type=Path, metavar="PEM", help="public key of the signer; without it the signer is not authenticated"),
+      _arg("--recompute", action="store_true", help="compare the merged model with base + adapter afresh (needs [train])"),
+      _arg("--base", metavar="REFERENCE", help="where the base is, for --recompute (default: as the record says)"), STORE)  # fmt: skip
+_verb("keygen", "make a signing key (ECDSA P-256)", keygen_verb, "crab keygen --out team-key.pem",
+      _arg("--out", type=Path, metavar="PEM", help="where to (default: your configuration folder)"))  # fmt: skip
+_verb("schema", "print the JSON Schema of recipes, for editors", schema_verb, "crab schema > recipe.schema.json")
+_verb("gc", "free what no run refers to", gc_verb, "crab gc --dry-run",
+      _arg("--dry-run", action="store_true", help="only say what would go"), STORE)  # fmt: skip
+_verb("doctor", "print versions, devices, memory, disk, extras, and what is wrong", doctor_verb, "crab doctor", STORE)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(prog="crab", description="From an open base model and your data to an evaluated, packaged model with a signed record.",
+                  epilog="example: crab run recipes/demo.yaml")  # fmt: skip
+    top.add_argument("--version", action="version", version=f"hermitcrab {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+    for name, (help, _, example, arguments) in VERBS.items():
+        verb = verbs.add_parser(name, help=help, description=help, epilog=f"example: {example}")
+        for names, more in arguments:
+            verb.add_argument(*names, **more)
+        verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+        verb.add_argument("--quiet", action="store_true", help="no progress")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        first = next((a for a in arguments if not a.startswith("-")), None)
+        if first is not None and first not in VERBS:
+            raise UsageError(f"crab has no verb `{first}`{did_you_mean(first, VERBS)}")
+        args = parser().parse_args(arguments)
+        if args.verb is None:
+            parser().print_help()
+            return 2
+        if args.quiet:
+            from hermitcrab.progress import set_quiet
+
+            set_quiet(True)
+        value, text, status = VERBS[args.verb][1](args)
+        print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) if args.json else text())
+        return status
+    except HermitcrabError as error:
+        print(f"crab: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ncrab: stopped; the same command continues where it was", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

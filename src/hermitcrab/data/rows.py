@@ -1,0 +1,236 @@
+"""A source's records into rows of its format: `where` selects, `values` renames, `columns` maps, and each row is checked.
+
+Where `columns` does not name a wanted column, the file's column of that name is taken. A value of `columns` is a column of
+the file, or a text with `{column}` in it (`{{` and `}}` are braces). Names of columns are looked up, never evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hermitcrab.data.files import kind_of
+from hermitcrab.data.ledger import Ledger
+from hermitcrab.data.readers import BadRow, Record, flaw, open_table, shown
+from hermitcrab.data.tables import FORMATS, dump_messages, row_id
+from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
+from hermitcrab.progress import progress, warn
+from hermitcrab.recipe import Source
+
+ROLES = ("system", "user", "assistant", "tool")
+_BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How a wanted column is made of a record: `parts` are literal texts and columns in turn (text first)."""
+
+    parts: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.parts[1::2]
+
+    @property
+    def alone(self) -> str | None:
+        """The column whose cell is taken as it is, if that is all."""
+        return self.parts[1] if len(self.parts) == 3 and not self.parts[0] and not self.parts[2] else None
+
+
+def parse_template(text: str, where: str) -> Cell:
+    """`{column}` in a text, with `{{` and `}}` for braces."""
+    parts, at = [""], 0
+    for found in _BRACES.finditer(text):
+        parts[-1] += text[at : found.start()]
+        at = found.end()
+        if found[0] in ("{{", "}}"):
+            parts[-1] += found[0][0]
+        elif found[1]:
+            parts += [found[1], ""]
+        else:
+            raise UsageError(f"{where}: `{found[0]}` in {shown(text)} names no column; write {{{{ and }}}} for braces")
+    parts[-1] += text[at:]
+    return Cell(tuple(parts))
+
+
+def check_sources(sources: Iterable[Source]) -> None:
+    """What can be wrong with sources before any file is opened.
+
+    Raises:
+        UsageError: sources of several formats, a mapping for a column that the format does not have, an untellable type.
+    """
+    sources = list(sources)
+    formats = sorted({source.format for source in sources})
+    if len(formats) > 1:
+        raise UsageError(f"data: all sources of a recipe share one format. Received: {', '.join(formats)}")
+    for source in sources:
+        kind_of(source.path, source.type)
+        for wanted in source.columns:
+            if wanted not in FORMATS[source.format]:
+                near = did_you_mean(wanted, FORMATS[source.format])
+                raise UsageError(f"{source.path}: columns: format `{source.format}` has no column `{wanted}`{near}")
+
+
+class Shape:
+    """A source's mapping, checked against the columns of the file (None: every row names its own)."""
+
+    def __init__(self, source: Source, columns: list[str] | None):
+        self.source, self.columns = source, columns
+        self.cells = {wanted: self._cell(wanted) for wanted in FORMATS[source.format]}
+        for part in ("where", "values"):
+            for column in getattr(source, part):
+                self._known(column, part)
+        if source.document is not None:
+            self._known(source.document, "document")
+        self.needed = {*source.where, *source.values, *(c for cell in self.cells.values() for c in cell.columns)}
+        self.needed |= {source.document} if source.document is not None else set()
+
+    def _cell(self, wanted: str) -> Cell:
+        text, where = self.source.columns.get(wanted, wanted), f"{self.source.path}: columns: {wanted}"
+        if (self.columns and text in self.columns) or not ("{" in text or "}" in text):
+            cell = Cell(("", text, ""))
+        else:
+            cell = parse_template(text, where)
+        if wanted == "messages" and cell.alone is None:
+            raise UsageError(f"{where}: expected a column that holds a list of messages. Received: the text {shown(text)}")
+        for column in cell.columns:
+            self._known(column, f"columns: {wanted}")
+        return cell
+
+    def _known(self, column: str, part: str) -> None:
+        if self.columns is not None and column not in self.columns:
+            header = ", ".join(shown(c) for c in self.columns)
+            raise UsageError(
+                f"{self.source.path}: {part}: the file has no column `{column}`{did_you_mean(column, self.columns)} "
+                f"(its columns, as its header names them: {header})"
+            )
+
+    def refused(self, record: Record) -> str | None:
+        """Why `where` does not select this record."""
+        for column, value in self.source.where.items():
+            if _plain(record, column) != value:
+                return f"not selected: {column} is not {value}"
+        return None
+
+    def row(self, record: Record) -> dict[str, str | None]:
+        """The document and the columns of the format.
+
+        Raises:
+            BadRow: file, row, column, value, expected shape.
+        """
+        row: dict[str, str | None] = {"document": self._text(record, self.source.document) or None if self.source.document else None}
+        for wanted, cell in self.cells.items():
+            if wanted == "messages":
+                row[wanted] = dump_messages(_messages(record, cell.parts[1]))
+                continue
+            texts = [self._text(record, part) if i % 2 else part for i, part in enumerate(cell.parts)]
+            row[wanted] = text = "".join(texts)
+            if not text.strip():
+                raise BadRow(record.where, f"empty {wanted}", f"column `{wanted}`: received {shown(text)}, expected text that is not empty")
+        return row
+
+    def _text(self, record: Record, column: str) -> str:
+        text = _plain(record, column)
+        renamed = self.source.values.get(column)
+        if renamed is None:
+            return text
+        if text not in renamed:
+            told = f"column `{column}`: received {shown(text)}, expected one of: {', '.join(renamed)}"
+            raise BadRow(record.where, f"column `{column}`: a value that `values` does not list", told)
+        return renamed[text]
+
+
+def _cell_of(record: Record, column: str) -> Any:
+    if column not in record.cells:
+        told = f"has no column `{column}`{did_you_mean(column, record.cells)}"
+        raise BadRow(record.where, f"no column `{column}`", told)
+    return record.cells[column]
+
+
+def _plain(record: Record, column: str) -> str:
+    """A cell as text; null is the empty text, numbers are as JSON writes them."""
+    value = _cell_of(record, column)
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    told = f"column `{column}`: received {shown(value)}, expected a text or a number"
+    raise BadRow(record.where, f"column `{column}`: neither text nor number", told)
+
+
+def _messages(record: Record, column: str) -> list[dict[str, str]]:
+    """The messages of a cell: a list of {role, content}, or its JSON text."""
+    value = _cell_of(record, column)
+
+    def bad(reason: str, received: Any, expected: str) -> BadRow:
+        return BadRow(record.where, f"messages: {reason}", f"column `{column}`: received {shown(received)}, expected {expected}")
+
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise bad("not JSON", value, "a JSON list of {role, content}") from error
+    if not isinstance(value, list) or not value:
+        raise bad("not a list", value, "a list of {role, content}")
+    for n, message in enumerate(value, 1):
+        if not isinstance(message, dict):
+            raise bad("not a mapping", message, f"message {n} to be {{role, content}}")
+        given = {key for key, part in message.items() if part is not None}
+        if given != {"role", "content"}:
+            raise bad("keys other than role, content", ", ".join(sorted(given)), f"message {n} to have role and content only")
+        if message["role"] not in ROLES:
+            raise bad("unknown role", message["role"], f"the role of message {n} to be one of: {', '.join(ROLES)}")
+        content = message["content"]
+        if not isinstance(content, str) or not content.strip() or flaw(content):
+            raise bad("content is no text", content, f"the content of message {n} to be text that is not empty")
+    roles = [message["role"] for message in value]
+    if roles[-1] != "assistant":
+        raise bad("last turn is not the assistant's", roles[-1], "the last turn to be the assistant's")
+    if "user" not in roles:
+        raise bad("no turn of the user", ", ".join(roles), "a turn of the user before the answer")
+    return value
+
+
+def read_rows(
+    source: Source, path: Path, digest: str, uri: str, ledger: Ledger, on_error: str = "stop"
+) -> Iterator[dict[str, str | None]]:
+    """Rows of a source, each counted as kept or as dropped by reason.
+
+    Raises:
+        BadRow: at the first bad row, where `on_error` is `stop`.
+        UsageError: for a column that the file does not have.
+        HermitcrabError: for a file that cannot be read, or of which no row is kept.
+    """
+    name, first, bad, kept = source.path, None, 0, 0
+    with open_table(path, name, kind_of(name, source.type)) as table, progress(f"reading {name}", unit="rows") as bar:
+        shape = Shape(source, table.columns)
+        for record in table.read(shape.needed):
+            ledger.take(1)
+            bar.add()
+            try:
+                if isinstance(record, BadRow):
+                    raise record
+                if reason := shape.refused(record):
+                    ledger.drop(reason)
+                    continue
+                row = shape.row(record)
+            except BadRow as error:
+                if on_error == "stop":
+                    raise
+                ledger.drop(error.reason)
+                first, bad = first or error, bad + 1
+                continue
+            ledger.keep()
+            kept += 1
+            yield {"row_id": row_id(digest, record.position), "source": uri, **row}
+    if first:
+        warn(f"{name}: {bad:,} bad rows are dropped; the first: {first}")
+    if not kept:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in sorted(ledger.dropped.items())) or "it has none"
+        raise HermitcrabError(f"{name}: no row of it is kept: {reasons}")

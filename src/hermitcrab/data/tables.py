@@ -1,0 +1,129 @@
+"""Row tables: what a row is in each format, and Parquet whose bytes depend on the rows alone.
+
+`row_id` (16 hex digits, of source digest and position), `source` (uri), `document` (null where the source names none), and
+the columns of the format. `messages` is the JSON text of a list of `{role, content}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMATS = {"text": ("text",), "prompt-completion": ("prompt", "completion"), "messages": ("messages",)}
+SPLITS = ("train", "validation", "test")
+GROUP = 8192  # rows in a row group
+
+
+def row_id(source_digest: str, position: int) -> str:
+    """The name of a row: of the bytes that it came from, not of where they lay."""
+    return hashlib.sha256(f"{source_digest}:{position}".encode()).hexdigest()[:16]
+
+
+def schema(format: str) -> pa.Schema:
+    import pyarrow as pa
+
+    required = [pa.field(name, pa.string(), nullable=False) for name in ("row_id", "source", *FORMATS[format])]
+    return pa.schema([*required[:2], pa.field("document", pa.string()), *required[2:]])
+
+
+def dump_messages(messages: list[dict[str, str]]) -> str:
+    return json.dumps([{"role": m["role"], "content": m["content"]} for m in messages], ensure_ascii=False)
+
+
+class TableWriter:
+    """Rows to Parquet as they come; the same rows give the same bytes (fixed codec, level and groups, no schema extras)."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        import pyarrow.parquet as pq
+
+        self.schema, self.held = schema, list[dict[str, Any]]()
+        self.writer = pq.ParquetWriter(
+            path, schema, compression="zstd", compression_level=3, version="2.6", store_schema=False, write_statistics=True
+        )
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._flush()
+        self.writer.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.held.append(row)
+        if len(self.held) == GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self.held:
+            self.writer.write_table(pa.Table.from_pylist(self.held, self.schema), GROUP)
+            self.held.clear()
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:
+    with TableWriter(path, schema) as out:
+        for row in rows:
+            out.add(row)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    write_rows(path, rows_of(table), table.schema)
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows as dicts, a batch at a time in memory."""
+    for batch in table.to_batches(GROUP):
+        yield from batch.to_pylist()
+
+
+def read_table(path: Path, format: str) -> pa.Table:
+    """A row table of that format, sorted by row id; no rows where the file is not there."""
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return schema(format).empty_table()
+    return pq.read_table(path, schema=schema(format)).sort_by("row_id")
+
+
+def question(format: str, row: dict[str, Any]) -> str:
+    """What makes a row the same question as another: the text, the prompt, or every turn but the last."""
+    if format == "messages":
+        return "\n".join(f"{m['role']}\n{m['content']}" for m in json.loads(row["messages"])[:-1])
+    return row[FORMATS[format][0]]
+
+
+def answer(format: str, row: dict[str, Any]) -> str:
+    """What is learnt to say: nothing apart from the text, the completion, or the last turn."""
+    if format == "messages":
+        return json.loads(row["messages"])[-1]["content"]
+    return row["completion"] if format == "prompt-completion" else ""
+
+
+@dataclass
+class Splits:
+    """The three row tables on their way through cleaning, and what left them: `(row_id, split, reason)`."""
+
+    format: str
+    tables: dict[str, pa.Table]
+    dropped: list[tuple[str, str, str]] = field(default_factory=list)
+    changed: dict[str, Counter[str]] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
+
+    def questions(self, split: str) -> Iterator[str]:
+        return (question(self.format, row) for row in rows_of(self.tables[split]))
+
+    def drop(self, split: str, reasons: Sequence[str | None]) -> None:
+        """Take out of `split` every row that has a reason."""
+        ids = self.tables[split].column("row_id").to_pylist()
+        self.dropped += [(row, split, reason) for row, reason in zip(ids, reasons, strict=True) if reason]
+        self.tables[split] = self.tables[split].filter([reason is None for reason in reasons])

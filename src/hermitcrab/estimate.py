@@ -1,0 +1,103 @@
+"""What a run will need: time, memory and disk, from the size of the base and of the data. Estimates, and told as such.
+
+Formulas, with P parameters, T tokens a micro-batch, t tokens in all:
+    memory, LoRA: 2 P (bfloat16) while training, 6 P when merging and comparing in float32;  full: 16 P (weights, gradients, Adam)
+    activations:  34 T h l bytes (Korthikanti et al. 2022, arXiv:2205.05198, eq. 2 without the attention term) and 6 T s a l
+    time:         6 P t floating-point operations (4 P t for LoRA), at half of what a matrix product reaches here
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hermitcrab.recipe import Recipe
+from hermitcrab.store import Artifact
+
+RUNTIME = 900 << 20  # bytes that Python, torch and transformers take by themselves
+TOKEN_BYTES = 4.0  # of text, for English; fewer for Chinese, so times for it are lower bounds
+EFFICIENCY = 0.5
+
+
+def float32_rate() -> float:
+    """Floating-point operations a second of a matrix product, all threads."""
+    a = np.ones((1024, 1024), np.float32)
+    a @ a
+    best = min(_timed(a) for _ in range(3))
+    return 2 * 1024**3 / best
+
+
+def _timed(a: np.ndarray) -> float:
+    began = time.perf_counter()
+    a @ a
+    return time.perf_counter() - began
+
+
+def estimate(recipe: Recipe, artifacts: dict[str, Artifact]) -> dict[str, dict[str, float]]:
+    """`{stage: {seconds, memory, disk}}` (bytes) for the stages whose size is known; empty before `collect` is done."""
+    if "collect" not in artifacts:
+        return {}
+    base = artifacts["collect"].read("base.json")
+    parameters, shape = base["parameters"], base.get("config") or {}
+    rows = _rows(artifacts)
+    tokens = min(rows["train"], recipe.data.take or rows["train"]) * rows["tokens"] * recipe.train.epochs
+    rate = float32_rate() * (2 if _has_bfloat16() else 1) * EFFICIENCY
+    lora = recipe.train.method == "lora"
+    micro = recipe.train.batch_size * recipe.train.sequence_length
+    hidden, layers, heads = (shape.get(k) or d for k, d in
+                             (("hidden_size", 768), ("num_hidden_layers", 12), ("num_attention_heads", 12)))  # fmt: skip
+    activations = 34 * micro * hidden * layers + 6 * micro * recipe.train.sequence_length * heads * layers
+    if recipe.train.steps:
+        tokens = recipe.train.steps * micro * recipe.train.accumulate
+    final = 2 if recipe.train.final_dtype == "bfloat16" else 4
+    passes = 2 + (recipe.evaluate.few_shot > 0)
+    asked = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * rows["tokens"] * passes
+    weights = max(6 * parameters, 2 * parameters + activations) if lora else 16 * parameters + activations
+    return {
+        "train": {"seconds": (4 if lora else 6) * parameters * tokens / rate, "memory": weights + RUNTIME, "disk": final * parameters * 1.1},
+        "evaluate": {"seconds": 2 * parameters * asked / rate, "memory": 4 * parameters + RUNTIME, "disk": rows["test"] * 400.0 * passes},
+        "package": {"seconds": 2.0, "memory": 200 << 20, "disk": 2 * final * parameters * 1.1},
+    }  # fmt: skip
+
+
+def shortage(needs: dict[str, dict[str, float]], store: Path) -> str | None:
+    """The sentence that says why this cannot fit, or None."""
+    import psutil
+
+    memory = psutil.virtual_memory().available
+    worst = max(needs, key=lambda s: needs[s]["memory"], default=None)
+    if worst and needs[worst]["memory"] > memory:
+        return (
+            f"{worst} needs about {needs[worst]['memory'] / 2**30:.1f} GiB of memory and {memory / 2**30:.1f} GiB are available; "
+            "lower train.batch_size or train.sequence_length, use method: lora, or take a smaller base"
+        )
+    disk, free = sum(n["disk"] for n in needs.values()), shutil.disk_usage(store).free
+    if disk > free:
+        return f"the run needs about {disk / 2**30:.1f} GiB of disk and {free / 2**30:.1f} GiB are free; `crab gc` may free some"
+    return None
+
+
+def _rows(artifacts: dict[str, Artifact]) -> dict[str, float]:
+    """Rows by split, and mean tokens a row, from the row tables that are there."""
+    import pyarrow.parquet as pq
+
+    source = artifacts.get("prepare") or artifacts["collect"]
+    counts: dict[str, float] = {"train": 0, "validation": 0, "test": 0}
+    size = 0
+    for split in counts:
+        path = source.payload / f"{split}.parquet"
+        if path.exists():
+            meta = pq.read_metadata(path)
+            counts[split] = meta.num_rows
+            size += sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups))
+    return {**counts, "tokens": size / TOKEN_BYTES / max(1, sum(counts.values()))}
+
+
+def _has_bfloat16() -> bool:
+    from hermitcrab.environment import _flags
+
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _flags())

@@ -1,0 +1,246 @@
+"""A recipe into stages, each reused or executed; then the run's folder: package, signature, report.
+
+    for stage in order:
+        key = digest(slice of the recipe, digests of its inputs, digest of its code)
+        artifact = found in the store, or made in a draft and sealed
+
+Caching, resumption and the lineage are these lines.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hermitcrab import environment
+from hermitcrab.digest import describe_files, digest_json, short, tree_files
+from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
+from hermitcrab.progress import say, warn
+from hermitcrab.recipe import Recipe
+from hermitcrab.references import Resolved, fetch, resolve
+from hermitcrab.stages import Job, Stage
+from hermitcrab.store import Artifact, Store, disk_errors, read_json, sync_tree, write_json
+from hermitcrab.tasks import TASKS
+
+ORDER = ("collect", "prepare", "train", "evaluate", "package")
+
+
+def stage_named(name: str) -> Stage:
+    return importlib.import_module(f"hermitcrab.stages.{name}").STAGE
+
+
+def references(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
+    """Every reference of a recipe with the digest that it must have."""
+    base = recipe.base
+    if base.path == "scratch":
+        if base.tokenizer is None or base.architecture is None:
+            raise UsageError("base.path is `scratch`, which needs base.architecture and base.tokenizer")
+        yield base.tokenizer, base.sha256
+    else:
+        yield base.path, base.sha256
+    for source in (*recipe.data.train, *recipe.data.validation, *recipe.data.test):
+        yield source.path, source.sha256
+
+
+@dataclass
+class Run:
+    """One recipe on one store. `places` fills as references are brought here."""
+
+    recipe: Recipe
+    store: Store
+    runs: Path
+    resolved: dict[str, Resolved] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.recipe.name
+
+    def resolve(self) -> None:
+        if self.recipe.task not in TASKS:
+            raise UsageError(f"no task is named `{self.recipe.task}`{did_you_mean(self.recipe.task, TASKS)}")
+        for reference, sha256 in references(self.recipe):
+            self.resolved[reference] = resolve(reference, sha256, self.store)
+
+    def check_licenses(self, base_license: str | None) -> None:
+        """What forbids the declared use is said before anything runs, and stops."""
+        from hermitcrab.lineage.licenses import check
+
+        data = self.recipe.data
+        declared = [s.license for s in (*data.train, *data.validation, *data.test)]
+        for finding in check(self.recipe.use, base_license, declared):
+            if finding.stops:
+                raise HermitcrabError(finding.message)
+            warn(finding.message)
+
+    def asked(self, stage: Stage) -> dict[str, Any]:
+        """What decides a stage's key; needs its inputs to be known."""
+        if stage.inputs:
+            inputs = [{"stage": name, "digest": self.artifacts[name].digest} for name in stage.inputs]
+        else:
+            inputs = [{"stage": r.uri, "digest": r.identity} for r in self.resolved.values()]
+        return {"code": stage.code_digest(), "slice": stage.slice(self.recipe).model_dump(mode="json"), "inputs": inputs}
+
+    def places(self) -> dict[str, Path]:
+        """Where everything that the recipe names lies on this machine, brought here if need be."""
+        return {reference: fetch(r) for reference, r in self.resolved.items()}
+
+    def ensure(self, stage: Stage) -> Artifact:
+        """The stage's artifact: from the store if it was ever made, else made now."""
+        asked = self.asked(stage)
+        key = digest_json({"stage": stage.name, **asked})
+        artifact = self.store.find(key)
+        if artifact is None:
+            with self.store.lock(key, stage.name):
+                artifact = self.store.find(key)  # another run may have made it while we waited
+                if artifact is None:
+                    return self._make(stage, key, asked)
+        self.reused.append(stage.name)
+        say(f"{stage.name}: reused {short(artifact.digest)}")
+        return artifact
+
+    def _make(self, stage: Stage, key: str, asked: dict[str, Any]) -> Artifact:
+        began, energy = time.time(), environment.energy_counter()
+        say(f"{stage.name}: running")
+        with self.store.draft(stage.name, key, asked) as draft:
+            with disk_errors(f"{stage.name}: cannot write"):
+                stage.run(Job(stage.slice(self.recipe), dict(self.artifacts), draft, self.places(), self.resolved,
+                              self.recipe.cluster.processes))  # fmt: skip
+            draft.facts["environment"] = environment.describe()
+            draft.facts["energy"] = environment.energy_between(energy, environment.energy_counter())
+            artifact = self.store.seal(draft)
+        say(f"{stage.name}: done in {time.time() - began:.1f} s, {short(artifact.digest)}")
+        return artifact
+
+    def execute(self, key_file: Path | None = None) -> dict[str, Any]:
+        """Run every stage, then lay out the run's folder. Returns run.json."""
+        self.resolve()
+        self.check_licenses(self.recipe.base.license)
+        for name in ORDER:
+            stage = stage_named(name)
+            self.artifacts[name] = self.ensure(stage)
+            if name == "collect":
+                self.check_licenses(self.artifacts[name].read("base.json")["license"]["used"])
+            if name == "prepare":
+                self.check_fits()
+        with disk_errors(f"cannot write to {self.folder}:"):
+            return self.lay_out(key_file)
+
+    def check_fits(self) -> None:
+        """A run that cannot fit says so before it starts."""
+        from hermitcrab.estimate import estimate, shortage
+
+        if problem := shortage(estimate(self.recipe, self.artifacts), self.store.root):
+            raise HermitcrabError(problem)
+
+    def lay_out(self, key_file: Path | None) -> dict[str, Any]:
+        from hermitcrab.report.gather import gather
+        from hermitcrab.report.page import write_page
+
+        record = {
+            "name": self.recipe.name, "task": self.recipe.task, "folder": str(self.folder.absolute()),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "artifacts": {name: a.key for name, a in self.artifacts.items()},
+        }  # fmt: skip
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.store.remember_run(self.recipe.name, record)
+        lay_out_package(self.artifacts, self.folder / "package", self.recipe.package.sign, key_file)
+        public = {**record, "folder": self.folder.name, "digests": {n: a.digest for n, a in self.artifacts.items()}}
+        write_json(self.folder / "run.json", public)
+        write_page(gather({**record, "reused": self.reused}, self.artifacts), self.folder / "report.html")
+        return {**public, "reused": self.reused, "report": str(self.folder / "report.html"), "package": str(self.folder / "package")}
+
+
+def lay_out_package(artifacts: dict[str, Artifact], target: Path, sign: bool, key_file: Path | None) -> None:
+    """The package with its signed record at its final place; left alone where it already stands there, whole."""
+    from hermitcrab.lineage.keys import default_key
+    from hermitcrab.lineage.sign import sign_package
+    from hermitcrab.lineage.statements import statement
+
+    package = artifacts["package"]
+    key = (key_file or default_key()) if sign else None
+    if target.exists() and _stands(package, target, key):
+        return
+    beside = target.with_name(".package")
+    shutil.rmtree(beside, ignore_errors=True)
+    for name in tree_files(package.payload):
+        (beside / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package.payload / name, beside / name)
+    if key is not None:
+        claims = [statement(a, [artifacts[n] for n in stage_named(a.stage).inputs]) for a in artifacts.values()]
+        sign_package(beside, claims, key)
+    sync_tree(beside)
+    if target.exists():
+        old = target.with_name(".package.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        beside.rename(target)
+        shutil.rmtree(old)
+    else:
+        beside.rename(target)
+
+
+def _stands(package: Artifact, target: Path, key: Path | None) -> bool:
+    """Is this very package already there, and signed by this key (or unsigned, if that is wanted)?"""
+    from hermitcrab.lineage.keys import fingerprint, load_private
+    from hermitcrab.lineage.verify import verify
+
+    signed = {"claims.jsonl", "model.sig", "signer.pub.pem"}
+    here = set(tree_files(target))
+    if (signed <= here) != (key is not None) or here - signed != {f["path"] for f in package.manifest["files"]}:
+        return False
+    if describe_files(target, sorted(here - signed)) != package.manifest["files"]:
+        return False
+    if key is None:
+        return not signed & here
+    found = verify(target)
+    return found.ok and found.signer == fingerprint(load_private(key).public_key())
+
+
+def plan(run: Run) -> list[dict[str, Any]]:
+    """What `execute` would do, stage by stage, without doing it: `{stage, action, key, why}` and estimates."""
+    from hermitcrab.estimate import estimate
+
+    run.resolve()
+    run.check_licenses(run.recipe.base.license)
+    rows: list[dict[str, Any]] = []
+    for name in ORDER:
+        stage = stage_named(name)
+        if any(i not in run.artifacts for i in stage.inputs):
+            rows.append({"stage": name, "action": "run", "why": f"after {stage.inputs[-1]}"})
+            continue
+        key = digest_json({"stage": name, **run.asked(stage)})
+        if artifact := run.store.find(key):
+            run.artifacts[name] = artifact
+            rows.append({"stage": name, "action": "reuse", "key": key, "digest": artifact.digest})
+        else:
+            resumed = (run.store.folder("drafts", key) / "work" / "plan.json").exists()
+            rows.append({"stage": name, "action": "continue" if resumed else "run", "key": key})
+    guesses = estimate(run.recipe, run.artifacts)
+    for row in rows:
+        row["needs"] = guesses.get(row["stage"], {}) if row["action"] != "reuse" else {}
+    return rows
+
+
+def find_run(name: str, store: Store) -> tuple[dict[str, Any], dict[str, Artifact]]:
+    """A finished run and its artifacts, by name."""
+    known = store.runs()
+    if name not in known:
+        raise UsageError(f"no run is named `{name}`{did_you_mean(name, known) or '; nothing was run in this store yet'}")
+    record, artifacts = known[name], {}
+    for stage, key in record["artifacts"].items():
+        artifact = store.find(key)
+        if artifact is None:
+            raise HermitcrabError(f"run {name}: the artifact of {stage} is gone from the store; run its recipe again")
+        artifacts[stage] = artifact
+    return record, artifacts
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "run.json")

@@ -1,0 +1,117 @@
+"""collect: the base is described, and every source is read into rows of one format; each row that is not kept has a reason.
+
+What is recorded of a source is the digest of the bytes that were read, whatever its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from hermitcrab.data.files import kind_of
+from hermitcrab.data.ledger import Ledger
+from hermitcrab.data.rows import check_sources, read_rows
+from hermitcrab.data.tables import SPLITS, TableWriter, schema
+from hermitcrab.digest import digest_file
+from hermitcrab.errors import HermitcrabError
+from hermitcrab.progress import progress
+from hermitcrab.recipe import Base, Part, Recipe, Source
+from hermitcrab.stages import Job, Stage
+
+
+class Collect(Part):
+    base: Base
+    use: str
+    task: str
+    train: list[Source]
+    validation: list[Source]
+    test: list[Source]
+    on_error: Literal["stop", "drop"]
+
+
+def slice(recipe: Recipe) -> Collect:
+    """What `collect` reads of a recipe.
+
+    Raises:
+        UsageError: for sources that cannot be right, before anything is fetched or opened.
+    """
+    data = recipe.data
+    check_sources([*data.train, *data.validation, *data.test])
+    return Collect(
+        base=recipe.base, use=recipe.use, task=recipe.task,
+        train=data.train, validation=data.validation, test=data.test, on_error=data.on_error,
+    )  # fmt: skip
+
+
+def run(job: Job) -> None:
+    from hermitcrab.models.base import describe
+
+    base: Base = job.part.base
+    job.draft.write("base.json", describe(job.places[base.path], job.resolved[base.path], base))
+    collect_rows(job)
+
+
+def collect_rows(job: Job) -> None:
+    """`<split>.parquet` for every split that has sources, `sources.json` and `ledger.json`."""
+    listed, ledgers = [], []
+    for split in SPLITS:
+        if sources := getattr(job.part, split):
+            ledger = Ledger("rows")
+            described = _collect_split(job, split, sources, ledger)
+            listed += described
+            ledgers.append({"name": f"{split} rows", **ledger.as_json()})
+    job.draft.write("sources.json", listed)
+    job.draft.write("ledger.json", ledgers)
+
+
+def _collect_split(job: Job, split: str, sources: list[Source], ledger: Ledger) -> list[dict[str, Any]]:
+    described, taken = [], set[str]()
+    with TableWriter(job.draft.payload / f"{split}.parquet", schema(sources[0].format)) as out:
+        for source in sources:
+            about, counts = _about(job, split, source), Ledger("rows")
+            for row in read_rows(source, job.places[source.path], about["sha256"], about["uri"], counts, job.part.on_error):
+                if row["row_id"] in taken:
+                    raise HermitcrabError(
+                        f"{source.path}: row {row['row_id']} comes from two sources of data.{split}; "
+                        "let `where` keep them apart, or name the file once"
+                    )
+                taken.add(str(row["row_id"]))
+                out.add(row)
+            described.append({**about, "rows_read": counts.taken, "rows_kept": counts.kept})
+            ledger.merge(counts)
+    return described
+
+
+def _about(job: Job, split: str, source: Source) -> dict[str, Any]:
+    """What is known of a source before its rows are read.
+
+    Raises:
+        HermitcrabError: for a file that is not there, or is not the one that the recipe means.
+    """
+    path = job.places[source.path]
+    try:
+        size = path.stat().st_size
+        with progress(f"digesting {source.path}", size, "bytes") as bar:
+            digest = digest_file(path, bar.add)
+    except OSError as error:
+        raise HermitcrabError(f"{source.path}: cannot be read: {error.strerror}") from error
+    if source.sha256 not in (None, digest):
+        raise HermitcrabError(
+            f"{source.path}: is not the file that the recipe means. Received: {digest}, expected: {source.sha256}"
+        )
+    found = job.resolved.get(source.path)
+    return {
+        "uri": found.uri if found else source.path, "split": split, "sha256": digest, "size": size,
+        "license": source.license, "type": kind_of(source.path, source.type), "format": source.format,
+    }  # fmt: skip
+
+
+STAGE = Stage(
+    name="collect",
+    inputs=(),
+    code=(
+        "stages/collect.py", "data/files.py", "data/readers.py", "data/rows.py", "data/tables.py", "data/ledger.py",
+        "models/base.py", "models/formats",
+    ),
+    slice=slice,
+    run=run,
+)  # fmt: skip

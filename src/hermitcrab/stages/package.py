@@ -1,0 +1,136 @@
+"""package: the folder that others load. Merged weights as they were evaluated, what they are, card and bill of materials.
+
+Everything here follows from the input artifacts, so the same run gives the same bytes. The signed claims and `model.sig`
+are added to the run's copy of it afterwards (`lineage.sign`): they hold times and a key, and belong to no digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from hermitcrab import digest
+from hermitcrab.errors import HermitcrabError
+from hermitcrab.progress import progress
+from hermitcrab.recipe import Part, Recipe
+from hermitcrab.stages import Job, Stage
+from hermitcrab.store import Artifact
+
+SIGNED = ("claims.jsonl", "signer.pub.pem", "model.sig")
+WRITTEN = ("hermitcrab.json", "README.md", "ml-bom.cdx.json", "metrics.json", "comparison.json")
+BASE_FIELDS = ("uri", "revision", "kind", "name", "digest", "files", "model_type")
+
+
+class PackageSlice(Part):
+    name: str
+    task: str
+    use: Literal["commercial", "non-commercial", "research"]
+    license: str | None
+    choices: list[str]
+    """What a classifier by likelihood chooses from."""
+
+
+def slice_of(recipe: Recipe) -> PackageSlice:
+    return PackageSlice(
+        name=recipe.name,
+        task=recipe.task,
+        use=recipe.use,
+        license=recipe.package.license,
+        choices=recipe.evaluate.choices,
+    )
+
+
+def run(job: Job) -> None:
+    """The package folder but for claims and signature.
+
+    Raises:
+        HermitcrabError: where a license stops it, or an input is no longer what it was when it was made.
+    """
+    from hermitcrab.lineage.bom import bill_of_materials
+    from hermitcrab.lineage.card import model_card
+
+    train, evaluate = job.inputs["train"], job.inputs["evaluate"]
+    loaded = copy_files(train, job.draft.payload)
+    copy_files(evaluate, job.draft.payload, only=("metrics.json", "comparison.json"))
+    record = record_of(job, loaded)
+    metrics, comparison = evaluate.read("metrics.json"), evaluate.read("comparison.json")
+    ledgers = [entry for stage in ("collect", "prepare", "train", "evaluate") for entry in job.inputs[stage].read("ledger.json")]
+    card = model_card(record, metrics, comparison, ledgers, train.read("training.json"))
+    job.draft.write("hermitcrab.json", record)
+    job.draft.write("ml-bom.cdx.json", bill_of_materials(record, metrics, loaded))
+    (job.draft.payload / "README.md").write_text(card, encoding="utf-8", newline="\n")
+
+
+def record_of(job: Job, loaded: list[dict[str, Any]]) -> dict[str, Any]:
+    """hermitcrab.json: what the package is. `loaded` are the files of the model, as copied."""
+    from importlib.metadata import version
+
+    from hermitcrab.lineage.licenses import check, refuse, result_license
+
+    part: PackageSlice = job.part
+    base, sources = job.inputs["collect"].read("base.json"), job.inputs["collect"].read("sources.json")
+    training = job.inputs["train"].read("training.json")
+    base_license, data_licenses = base["license"]["used"], [source["license"] for source in sources]
+    refuse(check(part.use, base_license, data_licenses))
+    weights = [file for file in loaded if file["path"].endswith(".safetensors") and "/" not in file["path"]]
+    if not weights:
+        raise HermitcrabError("package: the trained model has no model.safetensors; nothing can be packaged")
+    return {
+        "schema": 1,
+        "name": part.name,
+        "task": part.task,
+        "use": part.use,
+        "architecture": base["architecture"],
+        "template_digest": training["template_digest"],
+        **({"choices": part.choices} if part.choices else {}),
+        "format": sources[0]["format"],
+        "base": {field: base[field] for field in BASE_FIELDS} | {"license": base_license},
+        "data": [{field: s[field] for field in ("uri", "split", "sha256", "size", "license", "format")} for s in sources],
+        "license": result_license(base_license, data_licenses, part.license),
+        "parity": job.inputs["train"].read("parity.json"),
+        "weights": {"files": weights, "digest": digest.digest_json(weights)},
+        "made_by": {"hermitcrab": version("hermitcrab")},
+    }
+
+
+def copy_files(source: Artifact, target: Path, only: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
+    """Copy `model/*` to the top and `adapter/*` as it is (or `only` these); every byte is checked on the way.
+
+    Returns:
+        `{path, sha256, size}` of the files that make up the model, by path.
+    """
+    wanted = []
+    for file in source.manifest["files"]:
+        path = file["path"]
+        if only is not None:
+            wanted += [(file, path)] if path in only else []
+        elif path.startswith("model/") or path.startswith("adapter/"):
+            wanted.append((file, path.removeprefix("model/")))
+    if clash := sorted({name for _, name in wanted if only is None and name in SIGNED + WRITTEN}):
+        raise HermitcrabError(f"package: the model brings a file called {clash[0]}, which the package writes itself")
+    with progress("package", total=sum(file["size"] for file, _ in wanted) / 1e6, unit="MB") as bar:
+        for file, name in wanted:
+            state = hashlib.sha256()
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(source.payload / file["path"], "rb") as old, open(target / name, "wb") as new:
+                while chunk := old.read(digest.CHUNK):
+                    state.update(chunk)
+                    new.write(chunk)
+                    bar.add(len(chunk) / 1e6)
+            if f"sha256:{state.hexdigest()}" != file["sha256"]:
+                raise HermitcrabError(
+                    f"{source.payload / file['path']}: the file changed in the store since it was made "
+                    f"(expected {file['sha256']}); remove {source.path} and run again"
+                )
+    copied = [{"path": name, "sha256": file["sha256"], "size": file["size"]} for file, name in wanted]
+    return sorted(copied, key=lambda file: file["path"])
+
+
+STAGE = Stage(
+    "package",
+    inputs=("collect", "prepare", "train", "evaluate"),
+    code=("stages/package.py", "lineage/card.py", "lineage/bom.py", "lineage/licenses.py"),
+    slice=slice_of,
+    run=run,
+)

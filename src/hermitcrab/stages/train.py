@@ -1,0 +1,108 @@
+"""train: a base and prepared rows in, merged weights in their final precision out, with adapter, ledger, log and parity."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hermitcrab.errors import needs
+from hermitcrab.recipe import Part, Recipe, Train
+from hermitcrab.stages import Job, Stage
+from hermitcrab.store import read_json, write_json
+
+
+class TrainSlice(Part):
+    task: str
+    train: Train
+    init_seed: int | None
+
+
+def run(job: Job) -> None:
+    for module in ("torch", "transformers", "peft", "tensorboard"):
+        needs(module, "train")
+    from hermitcrab.train.session import Session, launch
+
+    part: TrainSlice = job.part
+    base, work = job.inputs["collect"].read("base.json"), job.draft.work
+    seed = initial_seed(part, base, work)
+    write_json(work / "job.json", {
+        "task": part.task, "part": part.train.model_dump(mode="json"), "base": base, "path": str(job.base_path),
+        "rows": str(job.inputs["prepare"].payload), "seed": seed["seed"] if seed else None,
+    })  # fmt: skip
+    session = Session.open(work)
+    write_json(work / "ledger.json", session.ledger)  # before the first step
+    job.draft.write("ledger.json", session.ledger)
+    plan, model = session.plan(job.processes)
+    if plan.processes > 1:
+        del model
+        launch(work, plan.processes)
+        model = session.model(plan.precision)
+    model = session.ready(model, plan)
+    state = session.fit(model, plan, job.draft.mark)  # after `launch` this only loads the last checkpoint
+    job.draft.facts["plan"] = plan.as_json()
+    job.draft.facts["steps"] = state.step
+    finish(job, session, model, state, seed)
+
+
+def initial_seed(part: TrainSlice, base: dict[str, Any], work: Path) -> dict[str, Any] | None:
+    """For a model from scratch: a seed from the system's entropy, once a run, kept with the draft; or the recipe's."""
+    if base["kind"] != "scratch":
+        return None
+    path = work / "init.json"
+    if not path.exists():
+        seed = secrets.randbits(63) if part.init_seed is None else part.init_seed
+        write_json(path, {"seed": seed, "nonce": secrets.token_hex(16)})
+    return read_json(path)
+
+
+def finish(job: Job, session: Any, model: Any, state: Any, seed: dict[str, Any] | None) -> None:
+    """Merge, save, read back, compare with what was trained and with the base, and write down how it went."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from hermitcrab.models.load import save_tokenizer
+    from hermitcrab.train import adapters, parity
+
+    part, draft, task = session.part, job.draft, session.task
+    dtype = getattr(torch, part.final_dtype)
+    probes = task.probes()
+    learnable = sum(t.numel() for t in adapters.learnt(model).values())
+    model = model.float()
+    trained = parity.probe_logits(model, probes)
+    names = ["trained (float32)", f"saved ({part.final_dtype})"]
+    if part.method == "lora":
+        names = ["base + adapter", f"merged ({part.final_dtype})"]
+        adapters.save_adapter(model, draft.payload / "adapter")
+    merged = adapters.merge(model, part, dtype)
+    parameters = sum(p.numel() for p in merged.parameters())
+    folder = draft.payload / "model"
+    merged.save_pretrained(folder)
+    save_tokenizer(session.task.start.base, session.task.start.path, folder)
+    del merged, model
+    saved = parity.probe_logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), probes)
+    base = parity.probe_logits(task.model(torch.float32), probes)
+    draft.write("parity.json", parity.judge(trained, saved, base, probes, names))
+    told = {
+        "method": part.method, "steps": state.step, "epochs": state.step * part.batch_size * part.accumulate / len(session.examples),
+        "trainable_parameters": learnable, "parameters": parameters, "labels": state.labels,
+        "loss_first": state.loss_first, "loss_last": state.loss_last, "validation": state.validation,
+        "best_step": state.best_step, "stopped": state.stopped, "seed": part.seed, "template_digest": task.encoder.template_digest,
+    }  # fmt: skip
+    if seed is not None:
+        # A commitment, so that the record can prove the seed later without telling it now.
+        told["init_commitment"] = "sha256:" + hashlib.sha256(f"{seed['seed']}|{seed['nonce']}".encode()).hexdigest()
+        draft.facts["init"] = seed
+    draft.write("training.json", told)
+    shutil.copyfile(draft.work / "log.jsonl", draft.payload / "log.jsonl")
+    if (draft.work / "tensorboard").exists():
+        shutil.copytree(draft.work / "tensorboard", draft.loose / "tensorboard", dirs_exist_ok=True)
+
+
+def slice_of(recipe: Recipe) -> TrainSlice:
+    return TrainSlice(task=recipe.task, train=recipe.train, init_seed=recipe.base.init_seed)
+
+
+STAGE = Stage("train", ("collect", "prepare"), ("stages/train.py", "train", "tasks", "models", "data/packing.py"), slice_of, run)

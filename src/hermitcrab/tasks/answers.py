@@ -1,0 +1,239 @@
+"""Answers of a causal language model: by choice (log-likelihood), by generation, or the likelihood of a text.
+
+A prefix that all prompts share (system turn, instruction, examples shown) is computed once and its keys and values are reused.
+Rows are batched by length and come back in the order in which they were asked.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from hermitcrab.data.packing import pack
+from hermitcrab.digest import digest_json
+from hermitcrab.errors import HermitcrabError
+from hermitcrab.progress import progress
+from hermitcrab.recipe import Evaluate
+from hermitcrab.tasks.encoding import Message, conversation
+
+if TYPE_CHECKING:
+    from hermitcrab.tasks.text_generation import TextGeneration
+
+
+def questions(rows: pa.Table, shots: pa.Table | None) -> tuple[list[list[Message]], list[str]]:
+    """The conversation before the last answer, with the examples shown before it, and the reference answers."""
+    shown = [m for row in shots.to_pylist() for m in conversation(row)] if shots is not None else []
+    asked, references = [], []
+    for row in rows.to_pylist():
+        *before, last = conversation(row)
+        system = before[:1] if before and before[0]["role"] == "system" else []
+        asked.append([*system, *shown, *before[len(system) :]])
+        references.append(last["content"])
+    return asked, references
+
+
+def prompt_digest(prompts: list[list[int]], choices: list[str]) -> str:
+    """What was asked, by content: the tokens of every prompt and the choices."""
+    return digest_json({"choices": choices, "prompts": prompts})
+
+
+def cut_prompts(prompts: list[list[int]], length: int) -> tuple[list[list[int]], int]:
+    """Prompts longer than `length` lose their beginning; how many did is counted."""
+    return [p[-length:] for p in prompts], sum(len(p) > length for p in prompts)
+
+
+def shared_prefix(prompts: list[list[int]]) -> int:
+    """How many tokens all prompts begin with, leaving at least one of each to be computed."""
+    first, last = min(prompts), max(prompts)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(same, min(len(p) for p in prompts) - 1)
+
+
+def batches(lengths: list[int], size: int) -> Iterator[np.ndarray]:
+    """Row numbers, longest first: the first batch is the largest, so what does not fit shows at once."""
+    order = np.argsort([-n for n in lengths], kind="stable")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+class Prefix:
+    """Keys and values of the shared prefix, computed once for one row and repeated to any batch."""
+
+    def __init__(self, model: nn.Module, ids: list[int]):
+        from transformers import DynamicCache
+
+        self.length = len(ids)
+        self.cache: Any = DynamicCache(config=model.config)
+        if ids:
+            model(input_ids=torch.tensor([ids]), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def repeated(self, rows: int) -> Any:
+        cache = copy.deepcopy(self.cache)
+        if self.length and rows > 1:
+            cache.batch_repeat_interleave(rows)
+        return cache
+
+
+@torch.inference_mode()
+def choose(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evaluate, shots: pa.Table | None,
+           size: int) -> pa.Table:  # fmt: skip
+    """Log-likelihood (nats) of each choice behind each prompt; the answer is the likeliest."""
+    model.eval()
+    asked, references = questions(rows, shots)
+    if unknown := sorted(set(references) - set(part.choices)):
+        raise HermitcrabError(
+            f"evaluate.choices does not have {unknown[:3]} (of {len(unknown)}), which are references in the data. "
+            f"Received: choices={part.choices}"
+        )
+    answers = [task.encoder.answer(asked[0], c) for c in part.choices]
+    answers = [a[:-1] if a[-1] == task.encoder.eos else a for a in answers]
+    if any(a != b and a == b[: len(a)] for a in answers for b in answers):
+        answers = [[*a, task.encoder.eos] for a in answers]  # one begins another: only its end tells them apart
+    prompts, cut = cut_prompts([task.encoder.prompt(q) for q in asked], part.sequence_length)
+    prefix = Prefix(model, prompts[0][: shared_prefix(prompts)])
+    rest = [p[prefix.length :] for p in prompts]
+    scores_NC = np.zeros((len(rest), len(answers)))
+    with progress("answers", len(rest), "rows") as bar:
+        for members in batches([len(r) for r in rest], size):
+            scores_NC[members] = _score(model, prefix, [rest[i] for i in members], answers)
+            bar.add(len(members))
+    best = scores_NC.argmax(1)
+    which = [part.choices.index(r) for r in references]
+    table = {
+        "row_id": rows["row_id"].to_pylist(),
+        "reference": references,
+        "prediction": [part.choices[i] for i in best],
+        "score": scores_NC.max(1),
+        "scores": scores_NC.tolist(),
+        "nll": [-scores_NC[i, w] for i, w in enumerate(which)],
+        "tokens": [len(answers[w]) for w in which],
+        "bytes": [len(r.encode()) for r in references],
+    }
+    return _finish(table, rows, prompt_digest(prompts, part.choices), cut)
+
+
+def _score(model: nn.Module, prefix: Prefix, rest: list[list[int]], answers: list[list[int]]) -> np.ndarray:
+    """Sums of log-probabilities, [B, C], of prompts that go on behind the shared prefix."""
+    B, L, P = len(rest), max(len(r) for r in rest), prefix.length
+    lengths_B = torch.tensor([len(r) for r in rest])
+    ids_BL = torch.tensor([r + [0] * (L - len(r)) for r in rest])
+    mask_BK = torch.cat([torch.ones(B, P, dtype=torch.long), (torch.arange(L) < lengths_B[:, None]).long()], 1)
+    positions_BL = (P + torch.arange(L)).expand(B, L)
+    cache = prefix.repeated(B)
+    longest = max(len(a) for a in answers)
+    out = model(input_ids=ids_BL, attention_mask=mask_BK, position_ids=positions_BL, past_key_values=cache,
+                use_cache=True, logits_to_keep=torch.unique(lengths_B - 1))  # fmt: skip
+    column_B = torch.searchsorted(torch.unique(lengths_B - 1), lengths_B - 1)
+    first_BV = out.logits[torch.arange(B), column_B].float().log_softmax(-1)
+    scores = torch.stack([first_BV[:, a[0]] for a in answers], 1)
+    if longest > 1:
+        for c, answer in enumerate(answers):
+            if len(answer) == 1:
+                continue
+            n = len(answer) - 1
+            more_BK = torch.cat([mask_BK, torch.ones(B, n, dtype=torch.long)], 1)
+            positions_Bn = P + lengths_B[:, None] + torch.arange(n)
+            branch = copy.deepcopy(cache)
+            logits_BnV = model(input_ids=torch.tensor([answer[:-1]]).expand(B, n), attention_mask=more_BK,
+                               position_ids=positions_Bn, past_key_values=branch, use_cache=True).logits  # fmt: skip
+            logp = logits_BnV.float().log_softmax(-1)
+            scores[:, c] += sum(logp[:, j, t] for j, t in enumerate(answer[1:]))
+    return scores.double().numpy()
+
+
+@torch.inference_mode()
+def generate(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evaluate, shots: pa.Table | None,
+             size: int) -> pa.Table:  # fmt: skip
+    """Greedy answers, up to `max_new_tokens`, and the likelihood of the reference under the same prompt."""
+    model.eval()
+    asked, references = questions(rows, shots)
+    prompts, cut = cut_prompts([task.encoder.prompt(q) for q in asked], part.sequence_length)
+    texts, stopped = [""] * len(prompts), 0
+    with progress("answers", len(prompts), "rows") as bar:
+        for members in batches([len(p) for p in prompts], size):
+            L = max(len(prompts[i]) for i in members)
+            ids_BL = torch.tensor([[task.encoder.pad] * (L - len(prompts[i])) + prompts[i] for i in members])
+            mask_BL = torch.tensor([[0] * (L - len(prompts[i])) + [1] * len(prompts[i]) for i in members])
+            made = model.generate(input_ids=ids_BL, attention_mask=mask_BL, do_sample=False, num_beams=1,  # type: ignore[operator]
+                                  max_new_tokens=part.max_new_tokens, eos_token_id=task.encoder.eos,
+                                  pad_token_id=task.encoder.pad)[:, L:].tolist()  # fmt: skip
+            for i, ids in zip(members, made, strict=True):
+                if task.encoder.eos in ids:
+                    ids, stopped = ids[: ids.index(task.encoder.eos)], stopped + 1
+                texts[i] = task.encoder.decode(ids).strip()
+            bar.add(len(members))
+    table: dict[str, Any] = {
+        "row_id": rows["row_id"].to_pylist(),
+        "reference": references,
+        "prediction": texts,
+        "score": [None] * len(texts),
+    }
+    if shots is None:
+        known = likelihood(task, model, rows, part, size)
+        table |= {name: known[name].to_pylist() for name in ("nll", "tokens", "bytes")}
+    return _finish(table, rows, prompt_digest(prompts, []), cut, {"stopped_share": stopped / max(1, len(texts))})
+
+
+@torch.inference_mode()
+def likelihood(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evaluate, size: int) -> pa.Table:
+    """Negative log-likelihood (nats), tokens and UTF-8 bytes of what a model would have to say: the text, or the answers."""
+    model.eval()
+    task.attach(model)
+    documents = task.documents(rows)
+    length = part.sequence_length
+    cut = sum(len(d.ids) > length for d in documents)
+    documents = [type(d)(d.row_id, d.ids[-length:], d.learn[-length:]) for d in documents]
+    nll, tokens = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
+    with progress("likelihood", len(documents), "rows") as bar:
+        for members in batches([len(d.ids) for d in documents], size):
+            longest = len(documents[members[0]].ids)
+            one_each = pack_each([documents[i] for i in members], longest, task.encoder.pad)
+            labels_BL = torch.from_numpy(one_each.labels_RL)
+            wanted_BL = labels_BL >= 0
+            logits_NV = task.logits(model, torch.from_numpy(one_each.ids_RL.astype(np.int64)),
+                                    torch.from_numpy(one_each.positions_RL.astype(np.int64)), wanted_BL)  # fmt: skip
+            loss_N = torch.nn.functional.cross_entropy(logits_NV.float(), labels_BL[wanted_BL], reduction="none")
+            row_N = torch.nonzero(wanted_BL)[:, 0]
+            sums = torch.zeros(len(members), dtype=torch.double).index_add_(0, row_N, loss_N.double())
+            nll[members], tokens[members] = sums.numpy(), wanted_BL.sum(1).numpy()
+            bar.add(len(members))
+    listed = rows.to_pylist()
+    said = [r["text"] if "text" in r else "\n".join(m["content"] for m in conversation(r) if m["role"] == "assistant") for r in listed]
+    table = {
+        "row_id": [r["row_id"] for r in listed],
+        "reference": said if "text" not in listed[0] else [None] * len(listed),
+        "prediction": [None] * len(listed),
+        "score": [None] * len(listed),
+        "nll": nll,
+        "tokens": tokens,
+        "bytes": [len(s.encode()) for s in said],
+    }
+    return _finish(table, rows, prompt_digest([d.ids.tolist() for d in documents], []), cut)
+
+
+def pack_each(documents: list[Any], length: int, pad: int) -> Any:
+    """One document a row, in the given order."""
+    packs = [pack([d], length, pad) for d in documents]
+    return type(packs[0])(
+        np.concatenate([p.ids_RL for p in packs]),
+        np.concatenate([p.labels_RL for p in packs]),
+        np.concatenate([p.positions_RL for p in packs]),
+        [p.rows[0] for p in packs],
+        1.0,
+    )
+
+
+def _finish(table: dict[str, Any], rows: pa.Table, digest: str, cut: int, more: dict[str, Any] | None = None) -> pa.Table:
+    """The table of predictions; what holds for all rows goes into its metadata."""
+    if "document" in rows.column_names:
+        table["document"] = rows["document"].to_pylist()
+    told = {"prompt_digest": digest, "prompts_cut": str(cut), **{k: str(v) for k, v in (more or {}).items()}}
+    columns = {k: pa.array(v, pa.string()) if k in ("reference", "prediction", "document") else v for k, v in table.items()}
+    columns["score"] = pa.array(table["score"], pa.float64())
+    return pa.table(columns).replace_schema_metadata(told)

@@ -1,0 +1,53 @@
+"""What is trained of a model: all of it, or low-rank adapters beside it (LoRA, Hu et al. 2021, arXiv:2106.09685) by peft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hermitcrab.errors import HermitcrabError, did_you_mean
+from hermitcrab.recipe import Train
+
+
+def trainable(model: nn.Module, part: Train) -> nn.Module:
+    """`model` ready to be trained by `part.method`; adapters start from `part.seed`."""
+    if part.method == "full":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    targets = part.lora.targets
+    if isinstance(targets, list):
+        linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+        for name in targets:
+            if name not in linear:
+                raise HermitcrabError(f"train.lora.targets: the model has no linear module `{name}`{did_you_mean(name, linear)}")
+    torch.manual_seed(part.seed)
+    config = LoraConfig(r=part.lora.rank, lora_alpha=part.lora.alpha, lora_dropout=part.lora.dropout, target_modules=targets,  # type: ignore[arg-type]
+                        task_type="CAUSAL_LM")  # fmt: skip
+    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    for parameter in adapted.parameters():  # adapters learn in float32; the frozen rest stays as it is
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def learnt(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that training changes, by name."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def merge(model: Any, part: Train, dtype: torch.dtype) -> nn.Module:
+    """Plain weights in their final precision. Sums are made in float32 and rounded once."""
+    if part.method == "full":
+        return model.to(dtype)
+    return model.float().merge_and_unload(safe_merge=True).to(dtype)
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """The adapter as peft saves it, without the path of this machine's base in it."""
+    model.peft_config["default"].base_model_name_or_path = None
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's blank card; the package has a card of its own

@@ -1,0 +1,59 @@
+"""Attention kernels that a plan chooses from, and the one that we add to transformers' own by its public interface.
+
+`matmul` is plain matrix products in the working precision: on a CPU with bfloat16 and short rows it beats both the fused
+kernel and `eager`, whose softmax runs in float32 (docs/log.md has the figures).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+def matmul(q_BHLE: torch.Tensor, k_BHLE: torch.Tensor, v_BHLE: torch.Tensor, seen: torch.Tensor,
+           scale: float | None = None, dropout: float = 0.0) -> torch.Tensor:  # fmt: skip
+    """softmax(q kᵀ scale) v over the positions that are `seen` (bool, broadcast to [B, H, L, L])."""
+    scale = q_BHLE.shape[-1] ** -0.5 if scale is None else scale
+    scores = (q_BHLE * scale) @ k_BHLE.transpose(-1, -2)
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    return F.dropout(scores.softmax(-1), dropout, dropout > 0) @ v_BHLE
+
+
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+
+def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = scores + torch.zeros_like(scores).masked_fill(~seen, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+KERNELS = {"sdpa": sdpa, "eager": eager, "matmul": matmul}
+
+
+def _matmul_for_transformers(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                             attention_mask: torch.Tensor | None, scaling: float | None = None, dropout: float = 0.0,
+                             **kwargs: Any) -> tuple[torch.Tensor, None]:  # fmt: skip
+    groups = getattr(module, "num_key_value_groups", 1)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if attention_mask is None:
+        L, K = query.shape[2], key.shape[2]
+        attention_mask = torch.ones(L, K, dtype=torch.bool, device=query.device).tril(K - L)
+    out = matmul(query, key, value, attention_mask, scaling, dropout if module.training else 0.0)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def use_attention(model: Any, name: str) -> None:
+    """Switch a transformers model to a kernel by its plan's name."""
+    if name == "matmul":
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
+
+        AttentionInterface.register("crab_matmul", _matmul_for_transformers)
+        AttentionMaskInterface.register("crab_matmul", sdpa_mask)
+        name = "crab_matmul"
+    model.set_attn_implementation(name)

@@ -1,0 +1,250 @@
+"""The loop: plain torch, every task, one process or several.
+
+- A loss is a sum and a count; a step divides by the count of all its micro-batches on all ranks, so accumulation, several
+  processes and a ragged last batch give the same gradient as one large batch.
+- Which rows a step takes, and what dropout draws in it, are pure functions of (seed, step, rank): a resumed run asks for step k
+  and gets what an undisturbed run would have had.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
+
+from hermitcrab.data.packing import step_rows
+from hermitcrab.errors import HermitcrabError
+from hermitcrab.progress import Progress
+from hermitcrab.recipe import Train
+from hermitcrab.train import checkpoint
+from hermitcrab.train.adapters import learnt
+from hermitcrab.train.plan import Plan
+
+
+@dataclass
+class State:
+    """What a checkpoint says besides tensors."""
+
+    step: int = 0
+    loss_first: float | None = None
+    loss_last: float | None = None
+    validation: list[dict[str, float]] = field(default_factory=list)
+    best_step: int | None = None
+    best_loss: float = math.inf
+    labels: int = 0
+    stopped: str = "planned"
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "best_loss": None if math.isinf(self.best_loss) else self.best_loss}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> State:
+        return cls(**{**value, "best_loss": math.inf if value["best_loss"] is None else value["best_loss"]})
+
+
+def learning_rate(part: Train, step: int, steps: int) -> float:
+    """Rate of optimizer step `step` (from 0): linear warm-up, then cosine, linear or constant."""
+    warm = round(part.warmup * steps)
+    if step < warm:
+        return part.learning_rate * (step + 1) / warm
+    left = (steps - step) / max(1, steps - warm)
+    if part.schedule == "constant":
+        return part.learning_rate
+    if part.schedule == "linear":
+        return part.learning_rate * left
+    return part.learning_rate * 0.5 * (1 + math.cos(math.pi * (1 - left)))
+
+
+def make_optimizer(model: nn.Module, part: Train) -> torch.optim.Optimizer:
+    """Fused AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). Vectors (norms, biases) do not decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": part.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=part.learning_rate, fused=True)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who we are among the processes of this run."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def here(cls) -> Ranks:
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+    def sum(self, *values: float) -> list[float]:
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.double)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def shares(self, rows: np.ndarray, size: int) -> list[np.ndarray]:
+        """This rank's micro-batches of a step: rows dealt out in turn, cut to `size`; empty where others have one more."""
+        longest = len(rows[0 :: self.world])
+        mine = rows[self.rank :: self.world]
+        return [mine[i : i + size] for i in range(0, longest, size)]
+
+
+class Fit:
+    """One training: a model, its examples and a folder for checkpoints and log."""
+
+    def __init__(self, task: Any, model: nn.Module, part: Train, plan: Plan, folder: Path, examples: Any, validation: Any):
+        self.task, self.part, self.plan, self.folder = task, part, plan, folder
+        self.examples, self.validation = examples, validation
+        self.ranks = Ranks.here()
+        self.module = model
+        self.model = nn.parallel.DistributedDataParallel(model) if self.ranks.world > 1 else model
+        self.optimizer = make_optimizer(model, part)
+        self.state = State()
+        self.device = next(model.parameters()).device
+
+    def run(self, mark: Callable[[], None] = lambda: None) -> State:
+        """Train to the planned step, or from the last checkpoint to there. `mark` is called at each checkpoint."""
+        if saved := checkpoint.load(self.folder / "checkpoints", self.module, self.optimizer):
+            self.state = State.from_json(saved)
+        state, steps = self.state, self.plan.steps
+        log = self._open_log() if self.ranks.rank == 0 else None
+        board = self._open_board() if self.ranks.rank == 0 else None
+        bar = Progress("train", steps, "steps", start=state.step)
+        while state.step < steps and state.stopped == "planned":
+            told = self._step(state.step)
+            state.step += 1
+            state.loss_last = told["loss"]
+            state.loss_first = told["loss"] if state.loss_first is None else state.loss_first
+            state.labels += told["labels"]
+            if self.validation is not None and self._due(self.part.validate_every):
+                told["validation_loss"] = self._validate()
+            if log is not None and board is not None:
+                print(json.dumps({"step": state.step, **told}, sort_keys=True), file=log, flush=True)
+                for name, value in told.items():
+                    board.add_scalar(name, value, state.step)
+            if state.step % self.part.checkpoint_every == 0 or state.step == steps or state.stopped != "planned":
+                self._save()
+                mark()
+            bar.add(1, f"loss {told['loss']:.3f}")
+        bar.close()
+        if self.part.patience is not None and state.best_step is not None:
+            checkpoint.load_learnt(self.folder / "best.safetensors", self.module)
+        if log is not None and board is not None:
+            log.close()
+            board.close()
+        return state
+
+    def _step(self, step: int) -> dict[str, Any]:
+        part, ranks = self.part, self.ranks
+        rows = step_rows(len(self.examples), self.plan.rows_per_step, step, part.seed)
+        shares = ranks.shares(rows, part.batch_size)
+        batches = [self._batch(rows, share) for share in shares]
+        total = int(ranks.sum(sum(self.task.count(b) for b in batches))[0])
+        if total == 0:
+            raise HermitcrabError(f"step {step + 1} has no label to learn; raise train.batch_size or train.accumulate")
+        rate = learning_rate(part, step, self.plan.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        loss_sum = 0.0
+        for number, batch in enumerate(batches):
+            torch.manual_seed(hash_seed(part.seed, step, number, ranks.rank))
+            last = number == len(batches) - 1
+            quiet = nullcontext() if last or ranks.world == 1 else self.model.no_sync()  # type: ignore[operator]
+            with quiet:
+                with self._autocast():
+                    loss = self.task.loss(self.model, batch)
+                value = float(loss.sum.detach())
+                if not math.isfinite(value):
+                    raise HermitcrabError(self._not_finite(step, number, shares[number], f"loss is {value}"))
+                loss_sum += value
+                (loss.sum * (ranks.world / total)).backward()  # DDP averages over ranks; the sum is what we mean
+        norm = float(nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad],
+                                              part.clip_norm or math.inf))  # fmt: skip
+        if not math.isfinite(norm):
+            raise HermitcrabError(self._not_finite(step, 0, rows, f"gradient norm is {norm}"))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": ranks.sum(loss_sum)[0] / total, "labels": total, "learning_rate": rate, "gradient_norm": norm}
+
+    def _batch(self, rows: np.ndarray, share: np.ndarray) -> Any:
+        if len(share):
+            return self.task.batch(self.examples, share)
+        return self.task.idle(self.task.batch(self.examples, rows[:1]))
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.plan.precision == "bfloat16")
+
+    def _not_finite(self, step: int, number: int, rows: np.ndarray, what: str) -> str:
+        names = self.examples.row_ids(rows)
+        return (
+            f"step {step + 1}, micro-batch {number + 1}: {what}. Its rows are {', '.join(names[:20])}"
+            f"{f' and {len(names) - 20} more' if len(names) > 20 else ''}. Lower train.learning_rate, set train.clip_norm, "
+            "or look at these rows; the last checkpoint is kept"
+        )
+
+    def _due(self, every: int) -> bool:
+        return self.state.step == self.plan.steps or (every > 0 and self.state.step % every == 0)
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Mean loss over the validation rows; remembers the best step and stops when patience is over."""
+        self.model.eval()
+        loss_sum, count = 0.0, 0
+        mine = np.arange(len(self.validation))[self.ranks.rank :: self.ranks.world]
+        for start in range(0, len(mine), self.part.batch_size):
+            batch = self.task.batch(self.validation, mine[start : start + self.part.batch_size])
+            with self._autocast():
+                loss = self.task.loss(self.module, batch)
+            loss_sum, count = loss_sum + float(loss.sum), count + loss.count
+        loss_sum, total = self.ranks.sum(loss_sum, count)
+        mean, state = loss_sum / max(1, total), self.state
+        state.validation.append({"step": state.step, "loss": mean})
+        if mean < state.best_loss:
+            state.best_loss, state.best_step = mean, state.step
+            if self.part.patience is not None and self.ranks.rank == 0:
+                beside = self.folder / ".best.safetensors"
+                save_file({n: t.contiguous() for n, t in learnt(self.module).items()}, beside)
+                os.replace(beside, self.folder / "best.safetensors")
+        elif self.part.patience is not None:
+            seen = [v["step"] for v in state.validation]
+            if len(seen) - 1 - seen.index(state.best_step or 0) >= self.part.patience:
+                state.stopped = "early"
+        return mean
+
+    def _save(self) -> None:
+        if self.ranks.rank == 0:
+            checkpoint.save(self.folder / "checkpoints", self.module, self.optimizer, self.state.as_json())
+        if self.ranks.world > 1:
+            dist.barrier()
+
+    def _open_log(self) -> Any:
+        """The log, cut back to the checkpoint that we go on from."""
+        path = self.folder / "log.jsonl"
+        kept = []
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.state.step]
+        path.write_text("".join(line + "\n" for line in kept))
+        return open(path, "a")
+
+    def _open_board(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.step + 1)
+
+
+def hash_seed(*values: int) -> int:
+    """One 63-bit seed of several numbers."""
+    return int(np.random.SeedSequence([v & (2**63 - 1) for v in values]).generate_state(1, np.uint64)[0] >> 1)

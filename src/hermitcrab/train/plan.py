@@ -1,0 +1,128 @@
+"""The plan: what the machine chooses, measured in about two seconds, frozen before the first step, read again on resume.
+
+Nothing of it is in a stage's key: a second run reuses the artifact whatever machine made it, and the record says which.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from hermitcrab.recipe import Train
+
+PROBE_SECONDS = 0.25  # for each thing that is measured
+COMPILE_SECONDS = 90.0  # CPU-seconds that compiling a decoder costs, g++ included (docs/log.md)
+COMPILE_GAIN = 0.2  # share of a full fine-tuning step that it saves; for LoRA it was nothing
+
+
+@dataclass
+class Plan:
+    precision: str
+    attention: str
+    compile: bool
+    threads: int
+    processes: int
+    steps: int
+    rows_per_step: int
+    why: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.precision)
+
+
+def rate(work: Callable[[], object], seconds: float = PROBE_SECONDS) -> float:
+    """Calls a second, after one to warm up; the best of three slices, since a shared machine only ever makes it slower."""
+    work()
+    best = 0.0
+    for _ in range(3):
+        began, calls = time.perf_counter(), 0
+        while (spent := time.perf_counter() - began) < seconds / 3 or calls == 0:
+            work()
+            calls += 1
+        best = max(best, calls / spent)
+    return best
+
+
+def choose_precision(wanted: str, device: str) -> tuple[str, str]:
+    """bfloat16 where its matrix product is faster than float32's. Never float16 on a CPU (2 against 200 GFLOP/s)."""
+    if wanted != "auto":
+        return wanted, "as the recipe says"
+    if device == "cuda":
+        return ("bfloat16", "GPU with bfloat16") if torch.cuda.is_bf16_supported() else ("float32", "GPU without bfloat16")
+    rates = {}
+    for name in ("float32", "bfloat16"):
+        a = torch.ones(512, 1024, dtype=getattr(torch, name))
+        b = torch.ones(1024, 1024, dtype=getattr(torch, name))
+        rates[name] = rate(lambda a=a, b=b: a @ b) * 2 * 512 * 1024 * 1024 / 1e9
+    told = ", ".join(f"{name} {r:.0f} GFLOP/s" for name, r in rates.items())
+    return ("bfloat16" if rates["bfloat16"] > 1.2 * rates["float32"] else "float32"), told
+
+
+def choose_attention(wanted: str, config: Any, rows: int, length: int, dtype: torch.dtype, device: str) -> tuple[str, str]:
+    """The kernel that is fastest forward and backward on one layer of this model's shape with a block mask."""
+    if wanted != "auto":
+        return wanted, "as the recipe says"
+    if device == "cuda":
+        return "sdpa", "GPU"
+    heads = getattr(config, "num_attention_heads", None)
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    if not heads or not width:
+        return "sdpa", "heads unknown"
+    from hermitcrab.train.attention import KERNELS
+
+    shape = (rows, heads, length, width)
+    q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+    seen = torch.ones(length, length, dtype=torch.bool).tril().expand(rows, 1, length, length)
+    rates = {name: rate(lambda f=kernel: f(q, k, v, seen).sum().backward()) for name, kernel in KERNELS.items()}
+    told = ", ".join(f"{name} {1000 / r:.1f} ms" for name, r in rates.items())
+    return max(rates, key=lambda n: rates[n]), told
+
+
+def choose_compile(wanted: str, part: Train, step_seconds: float, steps: int, device: str) -> tuple[bool, str]:
+    if wanted != "auto":
+        return wanted == "on", "as the recipe says"
+    if part.method != "full":
+        return False, "adapters gain nothing from it"
+    if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        return False, "no C++ compiler"
+    saved = COMPILE_GAIN * step_seconds * steps
+    return saved > COMPILE_SECONDS, f"would save about {saved:.0f} s of {COMPILE_SECONDS:.0f} s that it costs"
+
+
+def make_plan(part: Train, config: Any, packed_rows: int, parameters: int, processes: int) -> Plan:
+    """Probe the machine for this work.
+
+    Args:
+        config: the model's configuration (heads, widths).
+        packed_rows: rows in an epoch.
+        parameters: of the model, for the estimate of a step.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    per_step = part.batch_size * part.accumulate
+    steps = part.steps or max(1, math.ceil(part.epochs * packed_rows / per_step))
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    torch.set_num_threads(threads)
+    precision, why_precision = choose_precision(part.precision, device)
+    dtype = getattr(torch, precision)
+    attention, why_attention = choose_attention(part.attention, config, part.batch_size, part.sequence_length, dtype, device)
+    step_seconds = 6 * parameters * per_step * part.sequence_length / (1e11 * (2 if precision == "bfloat16" else 1))
+    compiled, why_compile = choose_compile(part.compile, part, step_seconds, steps, device)
+    return Plan(
+        precision, attention, compiled, threads, processes, steps, per_step,
+        {"precision": why_precision, "attention": why_attention, "compile": why_compile},
+        {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "peft", "numpy")}},
+    )  # fmt: skip

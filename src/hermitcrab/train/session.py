@@ -1,0 +1,156 @@
+"""A training from artifacts to learnt tensors: in this process, or in several that torchrun starts.
+
+The folder holds what a resume needs: job.json (what is trained), plan.json (frozen), checkpoints/, log.jsonl.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from hermitcrab.data.ledger import Ledger
+from hermitcrab.errors import HermitcrabError
+from hermitcrab.progress import say
+from hermitcrab.recipe import Train
+from hermitcrab.store import read_json, write_json
+from hermitcrab.tasks import Start, make_task
+from hermitcrab.train.adapters import trainable
+from hermitcrab.train.attention import use_attention
+from hermitcrab.train.checkpoint import found
+from hermitcrab.train.loop import Fit, State
+from hermitcrab.train.plan import Plan, choose_precision, make_plan
+
+
+@dataclass
+class Session:
+    """Everything that every process of a training builds for itself, the same in each."""
+
+    folder: Path
+    task: Any
+    part: Train
+    examples: Any
+    validation: Any
+    ledger: list[dict[str, Any]]
+
+    @classmethod
+    def open(cls, folder: Path) -> Session:
+        job = read_json(folder / "job.json")
+        part = Train.model_validate(job["part"])
+        task = make_task(job["task"], Start(job["base"], Path(job["path"]), job["seed"]), part)
+        ledgers, packed = [], {}
+        for split in ("train", "validation"):
+            rows = pq.read_table(Path(job["rows"]) / f"{split}.parquet")
+            packed[split] = None
+            if rows.num_rows:
+                ledger = Ledger("tokens")
+                packed[split], told = task.examples(rows, ledger)
+                ledgers.append({"name": f"{split} tokens", **ledger.as_json(), **told})
+        return cls(folder, task, part, packed["train"], packed["validation"], ledgers)
+
+    def model(self, precision: str) -> nn.Module:
+        """The model, still without adapters. Frozen weights stand in the working precision, learnt ones in float32."""
+        return self.task.model(getattr(torch, precision) if self.part.method == "lora" else torch.float32)
+
+    def plan(self, processes: int) -> tuple[Plan, nn.Module]:
+        """The frozen plan of this folder, made now if there is none; and the model that it was made for."""
+        path = self.folder / "plan.json"
+        if path.exists():
+            plan = Plan(**read_json(path))
+            return plan, self.model(plan.precision)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        precision, why = choose_precision(self.part.precision, device)
+        model = self.model(precision)
+        parameters = sum(p.numel() for p in model.parameters())
+        fixed = self.part.model_copy(update={"precision": precision})
+        plan = make_plan(fixed, getattr(model, "config", None), len(self.examples), parameters, processes)
+        plan.why["precision"] = why
+        if plan.compile and (problem := self._cannot_compile(model, plan)):
+            plan.compile, plan.why["compile"] = False, f"it failed: {problem}"
+            model = self.model(precision)
+        write_json(path, plan.as_json())
+        return plan, model
+
+    def _cannot_compile(self, model: nn.Module, plan: Plan) -> str | None:
+        """Compile and run one batch before the first step; what goes wrong, in a few words."""
+        import time
+
+        import numpy as np
+
+        began = time.perf_counter()
+        try:
+            fit = Fit(self.task, self.ready(model, plan), self.part, plan, self.folder, self.examples, None)
+            rows = np.arange(min(len(self.examples), self.part.batch_size))
+            with fit._autocast():
+                self.task.loss(model, self.task.batch(self.examples, rows)).sum.backward()
+            model.zero_grad(set_to_none=True)
+        except (RuntimeError, AssertionError, OSError) as error:
+            return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+        plan.why["compile"] += f"; the first batch took {time.perf_counter() - began:.0f} s"
+        return None
+
+    def ready(self, model: nn.Module, plan: Plan) -> nn.Module:
+        """The model as the loop trains it: kernel, adapters, compiled layers."""
+        use_attention(model, plan.attention)
+        self.task.attach(model)
+        if plan.compile:
+            for layer in model.get_decoder().layers:  # type: ignore[operator]
+                layer.compile(dynamic=False)
+        if torch.cuda.is_available():
+            model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        return trainable(model, self.part)
+
+    def fit(self, model: nn.Module, plan: Plan, mark: Callable[[], None] = lambda: None) -> State:
+        torch.set_num_threads(plan.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return Fit(self.task, model, self.part, plan, self.folder, self.examples, self.validation).run(mark)
+
+
+def launch(folder: Path, processes: int) -> None:
+    """Train in `processes` processes under torchrun; afterwards the last checkpoint is complete.
+
+    Raises:
+        HermitcrabError: with the sentence of the process that failed.
+    """
+    say(f"train: {processes} processes")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+               "-m", "hermitcrab.train.session", str(folder)]  # fmt: skip
+    (folder / "failed.txt").unlink(missing_ok=True)
+    threads = str(read_json(folder / "plan.json")["threads"])
+    with open(folder / "torchrun.log", "ab") as log:
+        code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}).returncode
+    if code:
+        said = folder / "failed.txt"
+        tail = (folder / "torchrun.log").read_text(errors="replace").strip().splitlines()[-1:]
+        raise HermitcrabError(said.read_text() if said.exists() else f"torchrun ended with status {code}: {' '.join(tail)}")
+    if not found(folder / "checkpoints"):
+        raise HermitcrabError("torchrun ended without a checkpoint")
+
+
+def main(folder: Path) -> int:
+    """One process of several."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend)
+    try:
+        session = Session.open(folder)
+        plan = Plan(**read_json(folder / "plan.json"))
+        torch.set_num_threads(plan.threads)
+        session.fit(session.ready(session.model(plan.precision), plan), plan)
+    except HermitcrabError as error:
+        (folder / "failed.txt").write_text(str(error))
+        return error.exit_code
+    finally:
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
