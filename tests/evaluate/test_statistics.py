@@ -135,7 +135,11 @@ def test_swap_test_by_chance_agrees_with_enumeration():
     random = np.random.default_rng(7)
     a, b = random.normal(0.12, 1, 300), random.normal(0, 1, 300)
     known = stats.permutation_test(
-        (a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True, n_resamples=9999
+        (a, b),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9999,
     ).pvalue
     assert swap_test(mean, with_count(a), with_count(b), resamples=9999, seed=0)[0] == pytest.approx(known, abs=0.02)
 

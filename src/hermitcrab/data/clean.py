@@ -2,7 +2,7 @@
 
 normalize       Unicode normal form (UAX #15), line ends, control characters, outer whitespace
 exact-dedup     one row a question: of rows with the same text or prompt, one stays
-decontaminate   what stands in test data leaves training and validation data; what stands in validation data leaves training
+decontaminate   what stands in test data leaves training and validation data; what stands in validation data, training
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _MEANING = "%&*/\\@#"  # punctuation to Unicode, but not to formulas and code: 2
 
 
 def normalize_text(text: str, form: Form) -> str:
-    """Line ends to \\n, control characters but \\n and \\t removed, Unicode normal form, no outer whitespace. Idempotent."""
+    """Line ends to \\n, no control characters but \\n and \\t, Unicode normal form, no outer whitespace. Idempotent."""
     text = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     return unicodedata.normalize(form, text).strip()
 
 
 @cache
-def _folded() -> re.Pattern[str]:
-    marks = (chr(i) for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i)).startswith("P"))
-    return re.compile(f"[\\s{re.escape(''.join(m for m in marks if m not in _MEANING))}]+")
+def _marks() -> dict[int, str]:
+    marks = (i for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i))[0] == "P")
+    return {mark: " " for mark in marks if chr(mark) not in _MEANING}
 
 
 def fold(text: str) -> str:
@@ -41,7 +41,7 @@ def fold(text: str) -> str:
     A text of nothing else stays as it is, so that `?` and `!` do not become the same.
     """
     caseless = unicodedata.normalize("NFKC", text).casefold()
-    return _folded().sub(" ", caseless).strip() or text.strip()
+    return " ".join(caseless.translate(_marks()).split()) or text.strip()
 
 
 def _key(text: str) -> bytes:
@@ -60,7 +60,7 @@ def normalize(splits: Splits, form: Form) -> None:
                 clean = _normal_row(splits.format, row, form)
                 empty = any(not text for text in _texts(splits.format, clean))
                 reasons.append("empty after normalization" if empty else None)
-                splits.changed[split]["normalized"] += clean != row and not empty
+                splits.changed |= {row["row_id"]} if clean != row else set()
                 rows.append(clean)
                 bar.add()
         splits.tables[split] = pa.Table.from_pylist(rows, table.schema)
@@ -111,7 +111,7 @@ def exact_keys(splits: Splits, split: str) -> list[bytes]:
 
 
 def decontaminate(splits: Splits) -> None:
-    """Drop training rows whose folded text stands in validation or test data, and validation rows that stand in test data."""
+    """Drop training rows whose folded text stands in held-out data, and validation rows whose stands in test data."""
     held: dict[bytes, str] = {}
     for split in ("test", "validation", "train"):
         with progress(f"looking for {split} rows in held-out data", unit="rows"):

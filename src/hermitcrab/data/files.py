@@ -20,7 +20,8 @@ RATIO = 200
 FREE = 64 << 20
 GZIP = b"\x1f\x8b"
 ENDINGS = {
-    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text",
+    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+    ".txt": "text",
 }  # fmt: skip
 KINDS = ("csv", "tsv", "jsonl", "parquet", "text", "lines")
 
@@ -68,7 +69,7 @@ class _Unpacked(io.RawIOBase):
 def open_data(path: Path, name: str) -> Iterator[BinaryIO]:
     """The bytes of a data file, unpacked where it is gzip. `name` is what messages call it."""
     try:
-        file = open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115 - closed below; only its opening is explained here
     except IsADirectoryError as error:
         raise HermitcrabError(f"{name}: is a folder; expected a data file") from error
     except OSError as error:

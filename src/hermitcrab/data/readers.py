@@ -1,8 +1,8 @@
 """Records of a CSV, TSV, JSONL, Parquet or text file, one at a time, with their positions; memory stays flat.
 
-A reader yields `Record`s and, in the place of a row that cannot be one, a `BadRow` that says where and why: whoever reads
-decides whether that stops the run or is dropped and counted. What makes the rest of a file unreadable (a quote that is
-never closed, a damaged archive) raises.
+A reader yields `Record`s and, in the place of a row that cannot be one, a `BadRow` that says where and why: whoever
+reads decides whether that stops the run or is dropped and counted. What makes the rest of a file unreadable (a quote
+that is never closed, a damaged archive) raises.
 
 CSV is RFC 4180, strictly: quoted cells may hold newlines; a row has as many cells as the header. TSV is the same with
 tabs. A text file's rows are its paragraphs (`text`: blank lines between them) or its lines (`lines`).
@@ -38,7 +38,7 @@ class BadRow(HermitcrabError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`position` counts data rows from 0; `where` names file, row (from 1) and line; `cells` are text, None or JSON values."""
+    """`position` counts rows from 0, `where` names file, row (from 1) and line; `cells` are text, None, JSON values."""
 
     position: int
     where: str
@@ -103,7 +103,7 @@ def open_table(path: Path, name: str, kind: str) -> Iterator[Table]:
 
 
 class _Lines:
-    """Lines of a stream; no row of them may pass `LONGEST` characters. Bad bytes become lone surrogates, found later."""
+    """Lines of a stream; no row of them may pass `LONGEST` characters. Bad bytes become lone surrogates."""
 
     def __init__(self, stream: BinaryIO, name: str, newline: str):
         self.text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
@@ -143,9 +143,9 @@ def _csv(stream: BinaryIO, name: str, delimiter: str) -> Table:
         raise HermitcrabError(f"{name}: is empty; expected a header and rows")
     for column in header:
         if wrong := flaw(column):
-            raise HermitcrabError(f"{name}: the header has {wrong} in {shown(column)}; expected UTF-8 text (is it UTF-16?)")
+            raise HermitcrabError(f"{name}: the header has {wrong}: {shown(column)}; expected UTF-8 (is it UTF-16?)")
         if column and header.count(column) > 1:
-            raise HermitcrabError(f"{name}: the header names the column `{column}` twice; every column needs a name of its own")
+            raise HermitcrabError(f"{name}: the header names the column `{column}` twice; expected a name for each")
     return Table(header, lambda only: _csv_rows(reader, lines, header, name))
 
 
@@ -169,7 +169,8 @@ def _csv_rows(reader: Any, lines: _Lines, header: list[str], name: str) -> Rows:
             wrong = next((bad for c, v in zip(header, cells, strict=True) if (bad := _check_cell(where, c, v))), None)
             yield wrong or Record(position, where, dict(zip(header, cells, strict=True)))
         else:
-            told = f"received {len(cells)} cells, the last {shown(cells[-1])}; the header has {len(header)}: {', '.join(header)}"
+            told = f"received {len(cells)} cells, the last {shown(cells[-1])}; expected {len(header)}: "
+            told += ", ".join(header)
             yield BadRow(where, "not as many cells as the header", told)
         position += 1
 
@@ -255,10 +256,10 @@ def _parquet(path: Path, name: str) -> Table:
         columns = list(metadata.schema.to_arrow_schema().names)
         unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     if unpacked > max(FREE, RATIO * path.stat().st_size):
-        raise HermitcrabError(f"{name}: says that it unpacks to over {RATIO} times its size, which no text does; refused")
+        raise HermitcrabError(f"{name}: says that it unpacks to over {RATIO} times its size; refused")
     twice = next((c for c in columns if columns.count(c) > 1), None)
     if twice is not None:
-        raise HermitcrabError(f"{name}: has the column {shown(twice)} twice; every column needs a name of its own")
+        raise HermitcrabError(f"{name}: has the column {shown(twice)} twice; expected a name for each")
     return Table(columns, lambda only: _parquet_rows(path, name, [c for c in columns if c in only]))
 
 
@@ -278,7 +279,7 @@ def _parquet_rows(path: Path, name: str, columns: list[str]) -> Rows:
 
 
 def _values(column: Any) -> list[Any]:
-    """The cells of an Arrow column: lists and mappings as they are, everything else as text (bad bytes as surrogates)."""
+    """The cells of an Arrow column: lists and mappings as they are, all else as text (bad bytes as surrogates)."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):

@@ -1,7 +1,7 @@
-"""A source's records into rows of its format: `where` selects, `values` renames, `columns` maps, and each row is checked.
+"""A source's records into rows of its format: `where` selects, `values` renames, `columns` maps; each row is checked.
 
-Where `columns` does not name a wanted column, the file's column of that name is taken. A value of `columns` is a column of
-the file, or a text with `{column}` in it (`{{` and `}}` are braces). Names of columns are looked up, never evaluated.
+Where `columns` does not name a wanted column, the file's column of that name is taken. A value of `columns` is a column
+of the file, or a text with `{column}` in it (`{{` and `}}` are braces). Names are looked up, never evaluated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hermitcrab.data.files import kind_of
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.readers import BadRow, Record, flaw, open_table, shown
 from hermitcrab.data.tables import FORMATS, dump_messages, row_id
-from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
+from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean, nearest
 from hermitcrab.progress import progress, warn
 from hermitcrab.recipe import Source
 
@@ -61,7 +61,7 @@ def check_sources(sources: Iterable[Source]) -> None:
     """What can be wrong with sources before any file is opened.
 
     Raises:
-        UsageError: sources of several formats, a mapping for a column that the format does not have, an untellable type.
+        UsageError: for several formats, a mapping for a column that the format does not have, a type that is not told.
     """
     sources = list(sources)
     formats = sorted({source.format for source in sources})
@@ -96,18 +96,16 @@ class Shape:
         else:
             cell = parse_template(text, where)
         if wanted == "messages" and cell.alone is None:
-            raise UsageError(f"{where}: expected a column that holds a list of messages. Received: the text {shown(text)}")
+            raise UsageError(f"{where}: expected a column that holds lists of messages. Received: {shown(text)}")
         for column in cell.columns:
             self._known(column, f"columns: {wanted}")
         return cell
 
     def _known(self, column: str, part: str) -> None:
         if self.columns is not None and column not in self.columns:
+            near = f" (did you mean `{close}`?)" if (close := nearest(column, self.columns)) else ""
             header = ", ".join(shown(c) for c in self.columns)
-            raise UsageError(
-                f"{self.source.path}: {part}: the file has no column `{column}`{did_you_mean(column, self.columns)} "
-                f"(its columns, as its header names them: {header})"
-            )
+            raise UsageError(f"{self.source.path}: {part}: no column `{column}`{near}; the file's columns are: {header}")
 
     def refused(self, record: Record) -> str | None:
         """Why `where` does not select this record."""
@@ -122,7 +120,8 @@ class Shape:
         Raises:
             BadRow: file, row, column, value, expected shape.
         """
-        row: dict[str, str | None] = {"document": self._text(record, self.source.document) or None if self.source.document else None}
+        document = self.source.document
+        row: dict[str, str | None] = {"document": (self._text(record, document) or None) if document else None}
         for wanted, cell in self.cells.items():
             if wanted == "messages":
                 row[wanted] = dump_messages(_messages(record, cell.parts[1]))
@@ -130,7 +129,8 @@ class Shape:
             texts = [self._text(record, part) if i % 2 else part for i, part in enumerate(cell.parts)]
             row[wanted] = text = "".join(texts)
             if not text.strip():
-                raise BadRow(record.where, f"empty {wanted}", f"column `{wanted}`: received {shown(text)}, expected text that is not empty")
+                told = f"column `{wanted}`: received {shown(text)}, expected text that is not empty"
+                raise BadRow(record.where, f"empty {wanted}", told)
         return row
 
     def _text(self, record: Record, column: str) -> str:
@@ -169,7 +169,8 @@ def _messages(record: Record, column: str) -> list[dict[str, str]]:
     value = _cell_of(record, column)
 
     def bad(reason: str, received: Any, expected: str) -> BadRow:
-        return BadRow(record.where, f"messages: {reason}", f"column `{column}`: received {shown(received)}, expected {expected}")
+        told = f"column `{column}`: received {shown(received)}, expected {expected}"
+        return BadRow(record.where, f"messages: {reason}", told)
 
     if isinstance(value, str):
         try:
@@ -183,7 +184,7 @@ def _messages(record: Record, column: str) -> list[dict[str, str]]:
             raise bad("not a mapping", message, f"message {n} to be {{role, content}}")
         given = {key for key, part in message.items() if part is not None}
         if given != {"role", "content"}:
-            raise bad("keys other than role, content", ", ".join(sorted(given)), f"message {n} to have role and content only")
+            raise bad("keys other than role, content", ", ".join(sorted(given)), f"message {n} to have role, content")
         if message["role"] not in ROLES:
             raise bad("unknown role", message["role"], f"the role of message {n} to be one of: {', '.join(ROLES)}")
         content = message["content"]
@@ -232,5 +233,5 @@ def read_rows(
     if first:
         warn(f"{name}: {bad:,} bad rows are dropped; the first: {first}")
     if not kept:
-        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in sorted(ledger.dropped.items())) or "it has none"
-        raise HermitcrabError(f"{name}: no row of it is kept: {reasons}")
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in sorted(ledger.dropped.items()))
+        raise HermitcrabError(f"{name}: no row of it is kept: {reasons or 'it has none'}")

@@ -1,7 +1,7 @@
 """Training, validation and test rows: drawn by a seeded hash of what they say, so neither order nor files decide.
 
-Rows of one document stay together; rows without a document go by their folded text, so no text is on both sides. Test is
-drawn first, so asking for more or fewer validation rows leaves it as it was.
+Rows of one document stay together; rows without a document go by their folded text, so no text is on both sides. Test
+is drawn first, so asking for more or fewer validation rows leaves it as it was.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _wanted(asked: int | float, rows: int) -> int:
 
 
 def hold_out(splits: Splits, part: Split, given: Collection[str]) -> dict[str, Any]:
-    """Move validation and test rows out of training rows, but for the splits that sources gave. Returns what was asked and got.
+    """Move validation and test rows out of training rows, but for given splits. Returns what was asked and got.
 
     Raises:
         HermitcrabError: when more rows are asked for than there are, or none would be left to train on.
@@ -53,7 +53,7 @@ def hold_out(splits: Splits, part: Split, given: Collection[str]) -> dict[str, A
         asked = " and ".join(f"{count:,} {split}" for split, count in wanted.items())
         raise HermitcrabError(
             f"data.split asks for {asked} rows, but the training source has {table.num_rows:,} after cleaning "
-            f"({len(splits.dropped):,} were dropped) and some must be left to train on; ask for fewer, or give more data"
+            f"({len(splits.dropped):,} were dropped) and some must be left to train on; ask for fewer or give more"
         )
     documents = table.column("document").to_pylist()
     groups = [
@@ -64,13 +64,14 @@ def hold_out(splits: Splits, part: Split, given: Collection[str]) -> dict[str, A
     for split, count in wanted.items():
         chosen = choose(sizes, count, part.seed)
         mask = [group in chosen for group in groups]
-        splits.tables[split] = splits.tables["train"].filter(mask)
-        splits.tables["train"] = splits.tables["train"].filter([not held for held in mask])
+        splits.keep(split, mask, of="train")
+        splits.keep("train", [not held for held in mask])
         groups = [group for group in groups if group not in chosen]
         sizes = Counter(groups)
         told[split] = {"asked": count, "got": splits.tables[split].num_rows}
         if told[split]["got"] != count:
-            say(f"{split} rows: {told[split]['got']:,} where {count:,} were asked, as documents and repeated texts are not cut")
+            got = told[split]["got"]
+            say(f"{split} rows: {got:,} where {count:,} were asked, as documents and repeated texts are not cut")
     return told
 
 

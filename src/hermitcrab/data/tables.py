@@ -1,14 +1,13 @@
 """Row tables: what a row is in each format, and Parquet whose bytes depend on the rows alone.
 
-`row_id` (16 hex digits, of source digest and position), `source` (uri), `document` (null where the source names none), and
-the columns of the format. `messages` is the JSON text of a list of `{role, content}`.
+`row_id` (16 hex digits, of source digest and position), `source` (uri), `document` (null where the source names none),
+and the columns of the format. `messages` is the JSON text of a list of `{role, content}`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,20 +39,22 @@ def dump_messages(messages: list[dict[str, str]]) -> str:
 
 
 class TableWriter:
-    """Rows to Parquet as they come; the same rows give the same bytes (fixed codec, level and groups, no schema extras)."""
+    """Rows to Parquet as they come; the same rows give the same bytes (fixed codec, level, groups)."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         import pyarrow.parquet as pq
 
         self.schema, self.held = schema, list[dict[str, Any]]()
         self.writer = pq.ParquetWriter(
-            path, schema, compression="zstd", compression_level=3, version="2.6", store_schema=False, write_statistics=True
+            path, schema, compression="zstd", compression_level=3, version="2.6", store_schema=False
         )
 
     def __enter__(self) -> TableWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self._flush()
         self.writer.close()
@@ -112,12 +113,15 @@ def answer(format: str, row: dict[str, Any]) -> str:
 
 @dataclass
 class Splits:
-    """The three row tables on their way through cleaning, and what left them: `(row_id, split, reason)`."""
+    """The three row tables on their way through cleaning, and what became of the rows.
+
+    `dropped` holds `(row_id, split, reason)` of each row that left, `changed` the ids of those that are not as they came.
+    """
 
     format: str
     tables: dict[str, pa.Table]
     dropped: list[tuple[str, str, str]] = field(default_factory=list)
-    changed: dict[str, Counter[str]] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
+    changed: set[str] = field(default_factory=set)
 
     def questions(self, split: str) -> Iterator[str]:
         return (question(self.format, row) for row in rows_of(self.tables[split]))
@@ -126,4 +130,10 @@ class Splits:
         """Take out of `split` every row that has a reason."""
         ids = self.tables[split].column("row_id").to_pylist()
         self.dropped += [(row, split, reason) for row, reason in zip(ids, reasons, strict=True) if reason]
-        self.tables[split] = self.tables[split].filter([reason is None for reason in reasons])
+        self.keep(split, [reason is None for reason in reasons])
+
+    def keep(self, split: str, mask: Sequence[bool], of: str | None = None) -> None:
+        """Let `split` be the rows that `mask` marks: of itself, or of another split."""
+        import pyarrow as pa
+
+        self.tables[split] = self.tables[of or split].filter(pa.array(mask, pa.bool_()))

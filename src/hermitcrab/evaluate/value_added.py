@@ -227,7 +227,7 @@ def _sentence(result: Mapping[str, Any], deciding: Mapping[str, Mapping[str, Any
     rows = f"{result['n']:,} rows" + (f" in {result['groups']:,} documents" if result["groups"] < result["n"] else "")
     told = (
         f"{verdict[0].upper()}{verdict[1:]}: {name}{lower} of {pair['a']} {_number(pair['a_value'])} against {base} "
-        f"{_number(pair['b_value'])} under the same prompt: {_difference(pair)}, {_p(pair['p_holm'])}, {rows}"
+        f"{_number(pair['b_value'])} under the same prompt: {_difference(pair)}, Holm {_p(pair['p_holm'])}, {rows}"
     )
     if verdict == TIED:
         told += "; every answer is the same"
@@ -239,7 +239,7 @@ def _sentence(result: Mapping[str, Any], deciding: Mapping[str, Mapping[str, Any
         other = deciding[strongest["model"]]
         told += (
             f"; against the strongest base variant, {other['b']} ({_number(other['b_value'])}; chosen on validation "
-            f"rows), {_difference(other)}, {_p(other['p_holm'])}: {strongest['verdict']}"
+            f"rows), {_difference(other)}, Holm {_p(other['p_holm'])}: {strongest['verdict']}"
         )
     for model in result["unbeaten"]:
         other = deciding[model]

@@ -79,25 +79,16 @@ def public_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".pem") + ".pub.pem")
 
 
-def default_key() -> Key:
-    """The user's own key, in the configuration folder; made on first use."""
-    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "hermitcrab"
-    path = folder / "signing-key.pem"
+def default_key() -> Path:
+    """The user's own private key, in the configuration folder; made on first use."""
+    path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "hermitcrab" / "signing-key.pem"
     if not path.exists():
         try:
-            key = keygen(path)
+            say(f"made a signing key: {path}; give others its public half, {keygen(path).public}")
         except UsageError:
             if not path.exists():  # only the public half is there: not ours to replace
                 raise
-        else:
-            say(f"made a signing key: {path}; give others its public half, {key.public}")
-            return key
-    private = load_private(path)
-    public = public_path(path)
-    if not public.exists():
-        with disk_errors("cannot write the key"):
-            write_atomic(public, public_pem(private.public_key()))
-    return Key(path, public, fingerprint(private.public_key()))
+    return path
 
 
 def load_private(path: str | Path) -> EllipticCurvePrivateKey:

@@ -89,6 +89,10 @@ class Finding:
     license: str
     message: str
 
+    @property
+    def stops(self) -> bool:
+        return self.level == "stop"
+
 
 @lru_cache(maxsize=1)
 def _spdx() -> Any:
@@ -216,7 +220,7 @@ def refuse(findings: Sequence[Finding]) -> None:
     Raises:
         HermitcrabError: with a line for each license that forbids the declared use.
     """
-    stops = [finding.message for finding in findings if finding.level == "stop"]
+    stops = [finding.message for finding in findings if finding.stops]
     if stops:
         raise HermitcrabError("\n".join(stops))
 

@@ -1,4 +1,4 @@
-"""collect: the base is described, and every source is read into rows of one format; each row that is not kept has a reason.
+"""collect: the base is described, every source is read into rows of one format; a row that is not kept has a reason.
 
 What is recorded of a source is the digest of the bytes that were read, whatever its name.
 """
@@ -28,7 +28,7 @@ class Collect(Part):
     on_error: Literal["stop", "drop"]
 
 
-def slice(recipe: Recipe) -> Collect:
+def slice_of(recipe: Recipe) -> Collect:
     """What `collect` reads of a recipe.
 
     Raises:
@@ -68,7 +68,8 @@ def _collect_split(job: Job, split: str, sources: list[Source], ledger: Ledger) 
     with TableWriter(job.draft.payload / f"{split}.parquet", schema(sources[0].format)) as out:
         for source in sources:
             about, counts = _about(job, split, source), Ledger("rows")
-            for row in read_rows(source, job.places[source.path], about["sha256"], about["uri"], counts, job.part.on_error):
+            path, digest, uri = job.places[source.path], about["sha256"], about["uri"]
+            for row in read_rows(source, path, digest, uri, counts, job.part.on_error):
                 if row["row_id"] in taken:
                     raise HermitcrabError(
                         f"{source.path}: row {row['row_id']} comes from two sources of data.{split}; "
@@ -112,6 +113,6 @@ STAGE = Stage(
         "stages/collect.py", "data/files.py", "data/readers.py", "data/rows.py", "data/tables.py", "data/ledger.py",
         "models/base.py", "models/formats",
     ),
-    slice=slice,
+    slice=slice_of,
     run=run,
 )  # fmt: skip

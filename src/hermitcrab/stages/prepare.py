@@ -1,7 +1,8 @@
 """prepare: rows are cleaned, split and drawn; what does not come out is in `dropped.parquet` with a reason.
 
-Filters run in the recipe's order. Held-out rows leave the training source just before the first filter that compares the
-splits (`decontaminate`), or after the last filter. At the end it is proved that no held-out text stands in training data.
+Filters run in the recipe's order. Held-out rows leave the training source just before the first filter that compares
+the splits (`decontaminate`), or after the last filter. At the end it is proved that no held-out text stands in training
+data.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Prepare(Part):
     format: Literal["text", "prompt-completion", "messages"]
 
 
-def slice(recipe: Recipe) -> Prepare:
+def slice_of(recipe: Recipe) -> Prepare:
     data = recipe.data
     return Prepare(
         clean=data.clean, normalize=data.normalize, split=data.split, take=data.take, format=data.train[0].format
@@ -75,8 +76,7 @@ def ledgers(splits: Splits, collected: int) -> list[dict[str, Any]]:
     whole, each = Ledger("rows"), {name: Ledger("rows") for name in SPLITS}
     for name, table in splits.tables.items():
         each[name].keep(table.num_rows)
-        for reason, count in splits.changed[name].items():
-            each[name].change(reason, count)
+        each[name].change("normalized", len(splits.changed.intersection(table.column("row_id").to_pylist())))
     for _, name, reason in splits.dropped:
         each[name].drop(reason)
     for ledger in each.values():
@@ -106,6 +106,6 @@ STAGE = Stage(
     name="prepare",
     inputs=("collect",),
     code=("stages/prepare.py", "data/clean.py", "data/split.py", "data/tables.py", "data/ledger.py"),
-    slice=slice,
+    slice=slice_of,
     run=run,
 )

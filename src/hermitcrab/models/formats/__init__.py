@@ -33,7 +33,7 @@ def weight_file(path: Path) -> Path:
     if (path / "pytorch_model.bin.index.json").is_file():
         raise HermitcrabError(f"{path}: is a sharded pickle; use a release in safetensors")
     there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    raise HermitcrabError(f"{path}: holds no weights; expected model.safetensors, {INDEX} or a .gguf file; found {there}")
+    raise HermitcrabError(f"{path}: holds no weights; expected model.safetensors, {INDEX} or one .gguf; found {there}")
 
 
 def open_weights(path: Path) -> Weights:

@@ -36,7 +36,9 @@ WIDE = 256  # blocks in a row given to `gguf.quants`, which works on sixteen row
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 TEXT, ARRAY, BOOL = 8, 9, 7
 PLAIN = {"F32": "<f4", "F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
-NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"}
+NUMBERS = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
 
 
 class _Cursor:
@@ -156,11 +158,11 @@ def _table(cursor: _Cursor, count: int, alignment: int) -> dict[str, TensorInfo]
         if name in names or not name.isprintable():
             raise cursor.fail(f"the tensor name `{shown(name)}` stands twice or is not printable")
         names.add(name)
-        dimensions = cursor.number(U32, f"the dimensions of `{shown(name)}`")
+        dimensions = cursor.number(U32, "a tensor's number of dimensions")
         if not 1 <= dimensions <= MOST_DIMENSIONS:
-            raise cursor.fail(f"tensor `{shown(name)}` has {dimensions:,} dimensions; GGUF allows 1 to {MOST_DIMENSIONS}")
-        shape = checked_shape(path, name, [cursor.number(U64, f"the shape of `{shown(name)}`") for _ in range(dimensions)])
-        kind, offset = cursor.number(U32, f"the type of `{shown(name)}`"), cursor.number(U64, "a tensor's offset")
+            raise cursor.fail(f"tensor `{shown(name)}` has {dimensions:,} dimensions; expected 1 to {MOST_DIMENSIONS}")
+        shape = checked_shape(path, name, [cursor.number(U64, "a tensor's shape") for _ in range(dimensions)])
+        kind, offset = cursor.number(U32, "a tensor's type"), cursor.number(U64, "a tensor's offset")
         try:
             dtype = GGMLQuantizationType(kind)
         except ValueError as error:

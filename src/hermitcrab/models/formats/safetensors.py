@@ -58,7 +58,7 @@ def _header(handle: Handle) -> tuple[int, dict[str, Any]]:
     """Where the tensors start, and the header."""
     path = handle.path
     if handle.size < 8:
-        raise HermitcrabError(f"{path}: {handle.size} bytes are too few for a safetensors file; it is cut off or not one")
+        raise HermitcrabError(f"{path}: {handle.size} bytes are too few for a safetensors file; it is cut off")
     length = int.from_bytes(handle.read(0, 8, "the length of the header").tobytes(), "little")
     if length > min(handle.size - 8, LONGEST_HEADER):
         raise HermitcrabError(

@@ -26,7 +26,7 @@ MOST_DIMENSIONS = 32
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. `shape` has the slowest dimension first (row-major), `offset` counts from the file's start."""
+    """Where a tensor lies. `shape` has the slowest dimension first, `offset` counts from the start of the file."""
 
     name: str
     dtype: str
@@ -116,10 +116,11 @@ class Handle:
         """`count` bytes at `offset`; short is an error, for the file lost bytes under us."""
         if offset + count > self.size:
             raise HermitcrabError(
-                f"{self.path}: {what} would end at byte {offset + count:,}, but the file has {self.size:,}; it is cut off"
+                f"{self.path}: {what} would end at byte {offset + count:,}, but the file has {self.size:,}; "
+                "it is cut off"
             )
         buffer = np.empty(count, np.uint8)
-        view, done = memoryview(buffer), 0
+        view, done = buffer.data, 0
         while done < count:
             got = os.preadv(self.descriptor, [view[done : done + (1 << 30)]], offset + done)
             if got == 0:

@@ -1,0 +1,196 @@
+"""Do the claims of a package link up, and does everything else in it say the same?
+
+Evidence first: artifact digests are recomputed from the subjects of each statement, files are those that were hashed, the
+license flow is worked out afresh. Then what is merely said (hermitcrab.json, the card's front matter, the bill of
+materials) is held against that. Where an unchanged file says another base, other data or another license than the claims,
+that is a contradiction, not damage.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hermitcrab.digest import digest_json, short
+from hermitcrab.errors import HermitcrabError
+from hermitcrab.lineage import bom, bundle, card
+from hermitcrab.lineage.licenses import check, refuse, result_license
+from hermitcrab.lineage.sign import CLAIMS, SIGNER
+from hermitcrab.lineage.statements import dependencies_of, files_of, stage_of
+
+if TYPE_CHECKING:
+    from hermitcrab.lineage.verify import Folder, Verification
+
+RECORD, CARD, BILL = "hermitcrab.json", "README.md", "ml-bom.cdx.json"
+SIGNED = {CLAIMS, SIGNER, bundle.NAME}
+Claims = dict[str, dict[str, Any]]
+
+
+def check_chain(result: Verification, here: Folder, statements: list[dict[str, Any]] | None) -> None:
+    """Every check that needs more than one file. `statements` is None where the claims cannot be read."""
+    claims: Claims = {}
+    if statements is not None:
+        with result.checking("chain", CLAIMS, "the claims link up, from raw bytes to package"):
+            claims = _links(statements)
+    record: dict[str, Any] = {}
+    with result.checking("record", RECORD, "what the package says it is"):
+        record = here.json(RECORD)
+        if not isinstance(record, dict) or record["schema"] != 1:
+            raise HermitcrabError("not a record of schema 1")
+    made_of: dict[str, Any] = {}
+    if claims:
+        with result.checking("subjects", CLAIMS, "the files are those that the package stage left"):
+            _subjects(result, here, claims)
+        with result.checking("weights", CLAIMS, "the weights are those that were trained and evaluated"):
+            _weights(result, claims, record)
+        with result.checking("licenses", CLAIMS, "the licenses allow the declared use, and the result's follows from them"):
+            made_of = _made_of(claims)
+    if record:
+        with result.checking("parity", RECORD, "the merged model is what was trained, within the recorded tolerance"):
+            _parity(record, claims)
+        _agreement(result, here, record, made_of)
+
+
+def _links(statements: list[dict[str, Any]]) -> Claims:
+    """Each input of each claim is what an earlier claim left; the last one is the package, and leans on all others."""
+    claims: Claims = {}
+    digests: dict[str, str] = {}
+    inputs: dict[str, str] = {}
+    for number, claim in enumerate(statements, 1):
+        try:
+            stage = stage_of(claim)
+        except (KeyError, TypeError, ValueError) as error:
+            raise HermitcrabError(f"line {number}: not a statement of a hermitcrab stage") from error
+        if stage in claims:
+            raise HermitcrabError(f"line {number}: a second claim about the stage {stage}")
+        inputs = {entry["name"]: "sha256:" + entry["digest"]["sha256"] for entry in dependencies_of(claim, "artifact")}
+        for name, digest in inputs.items():
+            if digests.get(name) != digest:
+                made = f"left {short(digests[name])}" if name in digests else "has no claim before it"
+                raise HermitcrabError(f"line {number}: {stage} names {name} {short(digest)} as its input, but {name} {made}")
+        if (stage == "collect") == bool(inputs):
+            raise HermitcrabError(f"line {number}: {stage} {'takes no earlier stage' if inputs else 'names no input'}")
+        claims[stage], digests[stage] = claim, digest_json(files_of(claim))
+    missing = {"collect", "prepare", "train", "evaluate", "package"} - set(claims)
+    if missing:
+        raise HermitcrabError(f"no claim about the stage {', '.join(sorted(missing))}")
+    if list(claims)[-1] != "package" or set(inputs) != set(claims) - {"package"}:
+        raise HermitcrabError("the last claim is not that of a package made from all the others")
+    return claims
+
+
+def _subjects(result: Verification, here: Folder, claims: Claims) -> None:
+    claimed = {file["path"]: file["sha256"].removeprefix("sha256:") for file in files_of(claims["package"])}
+    found = {name: digest for name, digest in here.files.items() if name not in SIGNED}
+    for name in sorted(claimed.keys() | found.keys()):
+        if claimed.get(name) != found.get(name):
+            what = "not here" if name not in found else "not in it" if name not in claimed else "other bytes here"
+            result.fail("subjects", name, f"{name}: the package statement and the folder differ: {what}")
+
+
+def _weights(result: Verification, claims: Claims, record: dict[str, Any]) -> None:
+    """What was trained and evaluated is, file by file, what is packaged; no other weights lie beside it."""
+    package = {file["path"]: file["sha256"] for file in files_of(claims["package"])}
+    made: dict[str, str] = {}
+    for file in files_of(claims["train"]):
+        if file["path"].startswith(("model/", "adapter/")):
+            made[file["path"].removeprefix("model/")] = file["sha256"]
+    for file in files_of(claims["evaluate"]):
+        if file["path"] in ("metrics.json", "comparison.json"):
+            made[file["path"]] = file["sha256"]
+    for name in sorted(made):
+        if package.get(name) != made[name]:
+            result.fail("weights", name, f"{name}: not the file that was trained or evaluated", name in package)
+    for name in sorted(package.keys() - made.keys() - {RECORD, CARD, BILL}):
+        result.fail("weights", name, f"{name}: no stage but the package made it", True)
+    weights = record.get("weights", {}).get("files", [])
+    if not weights or any(made.get(file["path"]) != file["sha256"] for file in weights):
+        result.fail("weights", RECORD, f"{RECORD}: names other weights than those that were trained")
+
+
+def _parity(record: dict[str, Any], claims: Claims) -> None:
+    parity = record["parity"]
+    if not parity["tolerance"] or parity["ok"] is not True:
+        raise HermitcrabError("the recorded parity has no tolerance, or says itself that it failed")
+    for name, limit in parity["tolerance"].items():
+        value, least = parity[name], "agreement" in name
+        if not (value >= limit if least else value <= limit):
+            raise HermitcrabError(f"the recorded {name} is {value}, expected at {'least' if least else 'most'} {limit}")
+    if claims:
+        told = claims["train"]["predicate"]["runDetails"]["byproducts"]
+        if parity not in [entry["annotations"]["value"] for entry in told if entry["name"] == "parity.json"]:
+            raise HermitcrabError("the recorded parity is not the one that the train stage found")
+
+
+def _made_of(claims: Claims) -> dict[str, Any]:
+    """Base, data and license of the model, from the claims alone, in the shape of hermitcrab.json.
+
+    Raises:
+        HermitcrabError: where a license forbids the declared use, or the base's files do not add up to its digest.
+    """
+    (base,) = dependencies_of(claims["collect"], "base")
+    told, digest = base["annotations"], "sha256:" + base["digest"]["sha256"]
+    files = [
+        {"path": entry["name"], "sha256": "sha256:" + entry["digest"]["sha256"], "size": entry["annotations"]["size"]}
+        for entry in dependencies_of(claims["collect"], "base file")
+    ]
+    if told["kind"] != "scratch" and digest_json(files) != digest:
+        raise HermitcrabError(f"the base's files do not add up to its digest {short(digest)}")
+    data = [
+        {
+            "uri": entry["uri"],
+            "split": entry["annotations"]["split"],
+            "sha256": "sha256:" + entry["digest"]["sha256"],
+            "license": entry["annotations"]["license"],
+        }
+        for entry in dependencies_of(claims["collect"], "data")
+    ]
+    asked = claims["package"]["predicate"]["buildDefinition"]["externalParameters"]
+    licenses = [source["license"] for source in data]
+    refuse(check(asked["use"], told["license"], licenses))
+    return {
+        "name": asked["name"],
+        "task": asked["task"],
+        "use": asked["use"],
+        "license": result_license(told["license"], licenses, asked["license"]),
+        "base": {
+            "kind": told["kind"], "name": base["name"], "uri": base["uri"], "revision": told["revision"],
+            "digest": digest, "files": files, "license": told["license"],
+        },
+        "data": data,
+    }  # fmt: skip
+
+
+def _agreement(result: Verification, here: Folder, record: dict[str, Any], made_of: dict[str, Any]) -> None:
+    """Record against claims, then card and bill against the claims (against the record where there are none)."""
+    truth, source = (made_of, "the signed claims say") if made_of else (record, f"{RECORD} says")
+
+    def contradict(file: str, what: str, said: Any, true: Any) -> None:
+        shown = said if isinstance(said, str | int | float | None) else f"another {type(said).__name__}"
+        result.fail(
+            "agreement", file, f"{file}: names the {what} {card.plain(shown, 120)}, but {source} {card.plain(true, 200)}",
+            contradiction=file not in here.changed,
+        )  # fmt: skip
+
+    if made_of:
+        with result.checking("agreement", RECORD, "record and claims name the same base, data and license"):
+            for name in ("name", "task", "use", "license"):
+                if record[name] != truth[name]:
+                    contradict(RECORD, name, record[name], truth[name])
+            for name, value in truth["base"].items():
+                if record["base"][name] != value:
+                    contradict(RECORD, f"base {name}", record["base"][name], value)
+            if [{field: entry[field] for field in truth["data"][0]} for entry in record["data"]] != truth["data"]:
+                contradict(RECORD, "data", record["data"], ", ".join(entry["uri"] for entry in truth["data"]))
+    with result.checking("agreement", CARD, "the card names the same base, data and license"):
+        front = card.front_matter(here.read(CARD).decode())
+        wanted = card.identity(truth)
+        for name in ("base_model", "base_model_relation", "license", "license_name", "datasets"):
+            said = front.get(name)
+            if said != wanted.get(name) and not (name == "base_model" and said == [wanted.get(name)]):
+                what = {"base_model": "base", "datasets": "data"}.get(name, name)
+                contradict(CARD, what, said, wanted.get(name))
+    with result.checking("agreement", BILL, "the bill of materials names the same base, data and license"):
+        said_bill, wanted_bill = bom.identity_of(here.json(BILL)), bom.identity(truth)
+        for name in wanted_bill:
+            if said_bill[name] != wanted_bill[name]:
+                contradict(BILL, name, said_bill[name], wanted_bill[name])

@@ -1,0 +1,287 @@
+"""evaluate: the derived model, its base and simple baselines answer the same held-out rows; metrics and the comparison come out.
+
+Answers are kept in the draft as each model gives them, so a killed evaluation goes on with the next model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hermitcrab.data.ledger import Ledger
+from hermitcrab.digest import digest_bytes, digest_json
+from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.progress import say
+from hermitcrab.recipe import Evaluate, Part, Recipe, Train
+from hermitcrab.stages import Job, Stage
+from hermitcrab.store import process_cpu, write_atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CALIBRATED = {"base": "base (calibrated)", "derived": "derived (calibrated)"}
+
+
+class EvaluateSlice(Part):
+    task: str
+    train: Train
+    evaluate: Evaluate
+
+
+def slice_of(recipe: Recipe) -> EvaluateSlice:
+    part = recipe.evaluate
+    if not part.choices and (part.few_shot or part.calibrate or part.baselines):
+        raise UsageError("evaluate.few_shot, evaluate.calibrate and evaluate.baselines need evaluate.choices")
+    return EvaluateSlice(task=recipe.task, train=recipe.train, evaluate=part)
+
+
+def run(job: Job) -> None:
+    part: Evaluate = job.part.evaluate
+    prepared = job.inputs["prepare"]
+    splits = {name: _read(prepared.payload / f"{name}.parquet") for name in ("train", "validation", "test")}
+    if part.calibrate and not splits["validation"].num_rows:
+        raise HermitcrabError("evaluate.calibrate needs validation rows; set data.split.validation or evaluate.calibrate: false")
+    keeper = Keeper(job.draft.work / "answers")
+    asked = Asked(part, splits, keeper)
+    noise = asked.models(job)
+    asked.calibrate()
+    asked.baselines()
+    _write(job, asked, noise)
+
+
+class Keeper:
+    """Answers on disk, so that none is asked for twice; with the CPU-seconds that they took."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def get(self, name: str, split: str, make: Callable[[], pa.Table]) -> pa.Table:
+        import io
+
+        import pyarrow.parquet as pq
+
+        path = self.folder / f"{digest_bytes(f'{name}/{split}'.encode())[7:23]}.parquet"
+        if not path.exists():
+            say(f"evaluate: {name}, {split} rows")
+            before = process_cpu()
+            table = make()
+            spent = process_cpu() - before
+            sink = io.BytesIO()
+            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), "cpu_seconds": str(spent)}), sink)
+            write_atomic(path, sink.getvalue())
+        return pq.read_table(path)
+
+
+class Asked:
+    """Tables of answers by model: on the test rows, and on validation rows where a choice is made on them."""
+
+    def __init__(self, part: Evaluate, splits: dict[str, pa.Table], keeper: Keeper):
+        self.part, self.splits, self.keeper = part, splits, keeper
+        self.test: dict[str, pa.Table] = {}
+        self.validation: dict[str, pa.Table] = {}
+        self.fitted: dict[str, Any] = {}
+
+    @property
+    def holds_out(self) -> bool:
+        """Are validation rows answered too? They choose the strongest base variant and fit label offsets."""
+        return bool(self.splits["validation"].num_rows) and (self.part.calibrate or self.part.few_shot > 0)
+
+    def models(self, job: Job) -> dict[str, Any] | None:
+        """Derived and base, one in memory at a time. Returns the noise floor of the derived model."""
+        noise = None
+        for name in ("derived", "base") if self.part.against == "base" else ("derived",):
+            loaded: list[Any] = []  # loaded at the first question that is not already answered
+            self._ask(job, name, name, None, loaded)
+            if name == "derived" and self.part.noise_rows:
+                noise = self._noise(job, loaded)
+            if name == "base" and self.part.few_shot:
+                self._ask(job, name, f"base ({self.part.few_shot}-shot)", self._shots(), loaded)
+        return noise
+
+    def _ask(self, job: Job, which: str, name: str, shots: pa.Table | None, loaded: list[Any]) -> None:
+        for split, tables in (("validation", self.validation), ("test", self.test)):
+            if split == "test" or self.holds_out:
+                rows = self.splits[split]
+                tables[name] = self.keeper.get(name, split, lambda rows=rows: _predict(job, which, loaded, rows, shots))
+
+    def _noise(self, job: Job, loaded: list[Any]) -> dict[str, Any]:
+        """The same rows again with another batch size: what differs is arithmetic, not the model."""
+        from hermitcrab.evaluate.value_added import noise_floor
+
+        rows = self.splits["test"].slice(0, self.part.noise_rows)
+        other = max(1, self.part.batch_size // 4)
+        again = self.keeper.get("derived", f"noise {other}", lambda: _predict(job, "derived", loaded, rows, None, other))
+        first = self.test["derived"].slice(0, rows.num_rows)
+        column = "score" if first["score"].null_count == 0 else "nll"
+        if column not in first.column_names:
+            return {}
+        found = noise_floor(first[column].to_pylist(), again[column].to_pylist(),
+                            first["prediction"].to_pylist(), again["prediction"].to_pylist())  # fmt: skip
+        return {**found, "batch_sizes": [self.part.batch_size, other]}
+
+    def _shots(self) -> pa.Table:
+        """Training rows to show, by row id, the choices in turn, so that no label is shown more than one time oftener."""
+        import pyarrow as pa
+
+        rows = self.splits["train"].sort_by("row_id").to_pylist()
+        by_choice = {c: [r for r in rows if _answer(r) == c] for c in self.part.choices}
+        turns = [by_choice[c][i] for i in range(self.part.few_shot) for c in self.part.choices if i < len(by_choice[c])]
+        if len(turns) < self.part.few_shot:
+            raise HermitcrabError(f"evaluate.few_shot asks for {self.part.few_shot} examples; the training rows have {len(turns)}")
+        return pa.Table.from_pylist(turns[: self.part.few_shot], schema=self.splits["train"].schema)
+
+    def calibrate(self) -> None:
+        """The same scores with the label bias taken out that validation rows show."""
+        if not self.part.calibrate:
+            return
+        import numpy as np
+        import pyarrow as pa
+
+        from hermitcrab.evaluate.calibration import apply, fit_offsets
+
+        for name in list(self.validation):
+            held = self.validation[name]
+            truth = [self.part.choices.index(r) for r in held["reference"].to_pylist()]
+            offsets = fit_offsets(np.array(held["scores"].to_pylist()), truth)
+            label = CALIBRATED.get(name, name.replace(")", ", calibrated)"))
+            self.fitted[label] = {"offsets": dict(zip(self.part.choices, offsets.tolist(), strict=True)), "rows": held.num_rows}
+            for tables in (self.test, self.validation):
+                moved = apply(np.array(tables[name]["scores"].to_pylist()), offsets)
+                tables[label] = pa.table({
+                    "row_id": tables[name]["row_id"],
+                    "reference": tables[name]["reference"],
+                    "prediction": [self.part.choices[i] for i in moved.argmax(1)],
+                    "score": moved.max(1),
+                    **({"document": tables[name]["document"]} if "document" in tables[name].column_names else {}),
+                }).replace_schema_metadata({k: v for k, v in tables[name].schema.metadata.items() if k != b"cpu_seconds"})  # fmt: skip
+
+    def baselines(self) -> None:
+        if not self.part.baselines:
+            return
+        import pyarrow as pa
+
+        from hermitcrab.evaluate import baselines
+
+        texts = {s: [_question(r) for r in rows.to_pylist()] for s, rows in self.splits.items()}
+        labels = {s: [_answer(r) for r in rows.to_pylist()] for s, rows in self.splits.items()}
+        for name in self.part.baselines:
+            before = process_cpu()
+            if name == "majority":
+                found = baselines.majority(labels["train"], texts["test"])
+            else:
+                found = baselines.tfidf_logreg(texts["train"], labels["train"], texts["test"],
+                                               validation_texts=texts["validation"], validation_labels=labels["validation"])  # fmt: skip
+            spent = process_cpu() - before
+            self.fitted[name] = found.fitted
+            test = self.splits["test"]
+            columns = {"row_id": test["row_id"], "reference": labels["test"], "prediction": found.predictions,
+                       "score": pa.array(found.scores, pa.float64())}  # fmt: skip
+            if "document" in test.column_names:
+                columns["document"] = test["document"]
+            self.test[name] = pa.table(columns).replace_schema_metadata(
+                {"prompt_digest": digest_json(texts["test"]), "cpu_seconds": str(spent)}
+            )
+
+
+def _predict(job: Job, which: str, loaded: list[Any], rows: pa.Table, shots: pa.Table | None, size: int | None = None) -> Any:
+    if not loaded:
+        loaded.extend(_load(job, which))
+    task, model = loaded
+    return task.predict(model, rows, job.part.evaluate, shots, size)
+
+
+def _load(job: Job, which: str) -> tuple[Any, Any]:
+    """Task and model, in the final precision: exactly the bytes that train sealed, or those of the base."""
+    import torch
+
+    from hermitcrab.tasks import Start, make_task
+
+    base = job.inputs["collect"].read("base.json")
+    trained = job.inputs["train"]
+    start = Start(base, job.base_path, trained.facts.get("init", {}).get("seed"))
+    if which == "derived":
+        files = [{**f, "path": f["path"].removeprefix("model/")} for f in trained.manifest["files"] if f["path"].startswith("model/")]
+        start = Start({**base, "kind": "safetensors", "files": files}, trained.payload / "model")
+    task = make_task(job.part.task, start, job.part.train)
+    torch.manual_seed(0)
+    model = task.model(getattr(torch, job.part.train.final_dtype))
+    return task, model.to("cuda") if torch.cuda.is_available() else model
+
+
+def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
+    import pyarrow.parquet as pq
+
+    from hermitcrab.evaluate.metrics import measure, point
+    from hermitcrab.evaluate.value_added import compare, contamination
+
+    part, draft = asked.part, job.draft
+    how = {"confidence": part.confidence, "resamples": part.resamples, "seed": part.seed}
+    digests = {name: (t.schema.metadata or {}).get(b"prompt_digest", b"").decode() or None for name, t in asked.test.items()}
+    metrics: list[dict[str, Any]] = []
+    (draft.payload / "predictions").mkdir()
+    for name, table in asked.test.items():
+        metrics += measure(table, part.metrics, part.choices, model=name, prompt_digest=digests[name], **how)
+        pq.write_table(table.replace_schema_metadata(None), draft.payload / "predictions" / f"{file_name(name)}.parquet")
+    first = next((m["name"] for m in metrics), None)
+    held = {n: point(t, first, part.choices) for n, t in asked.validation.items() if n.startswith("base") and first}
+    questions = [[_question(r) for r in asked.splits[split].to_pylist()] for split in ("train", "test")]
+    seen = contamination(*without_frame(*questions))
+    comparison = compare(asked.test, held or None, metrics=part.metrics, labels=part.choices, prompts=digests,
+                         contamination=seen, noise=noise, **how)  # fmt: skip
+    ledger = Ledger("rows")
+    ledger.take(asked.splits["test"].num_rows)
+    ledger.keep(asked.splits["test"].num_rows)
+    ledger.change("prompt cut on the left", int((asked.test["derived"].schema.metadata or {}).get(b"prompts_cut", 0)))
+    draft.write("metrics.json", metrics)
+    draft.write("comparison.json", {**comparison, "fitted": asked.fitted})
+    draft.write("ledger.json", [{"name": "test rows", **ledger.as_json()}])
+    seconds = {n: t.schema.metadata[b"cpu_seconds"] for n, t in asked.test.items() if b"cpu_seconds" in (t.schema.metadata or {})}
+    draft.facts["cpu_seconds_per_answer"] = {n: float(s) / asked.test[n].num_rows for n, s in seconds.items()}
+
+
+def file_name(model: str) -> str:
+    """`base (4-shot, calibrated)` → `base-4-shot-calibrated`."""
+    return "-".join("".join(c if c.isalnum() else " " for c in model).split())
+
+
+def without_frame(*lists: list[str]) -> list[list[str]]:
+    """The texts without what all of them begin and end with: an instruction that every prompt repeats is no contamination."""
+    everything = [text for texts in lists for text in texts]
+    if len(everything) < 2:
+        return list(lists)
+    head = os.path.commonprefix(everything)
+    head = head[: len(head) - len(head.split(" ")[-1])] if " " in head else ""
+    tail = os.path.commonprefix([text[len(head) :][::-1] for text in everything])[::-1]
+    tail = tail[tail.index(" ") :] if " " in tail else ""
+    return [[text[len(head) : len(text) - len(tail)] for text in texts] for texts in lists]
+
+
+def _question(row: dict[str, Any]) -> str:
+    if "text" in row:
+        return row["text"]
+    if "prompt" in row:
+        return row["prompt"]
+    return "\n".join(m["content"] for m in _messages(row)[:-1])
+
+
+def _answer(row: dict[str, Any]) -> str:
+    return row["completion"] if "completion" in row else _messages(row)[-1]["content"]
+
+
+def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
+    import json
+
+    return json.loads(row["messages"])
+
+
+def _read(path: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
+
+
+STAGE = Stage(
+    "evaluate", ("collect", "prepare", "train"), ("stages/evaluate.py", "evaluate", "tasks", "models", "data/packing.py"), slice_of, run
+)
