@@ -99,13 +99,13 @@ def verify_verb(args: argparse.Namespace) -> Answer:
 
 
 def keygen_verb(args: argparse.Namespace) -> Answer:
-    from hermitcrab.lineage.keys import default_key_path, keygen
+    from hermitcrab.lineage.keys import default_path, keygen
 
-    key = keygen(args.out or default_key_path())
-    told = {"private_key": str(key.path), "public_key": str(key.public_path), "fingerprint": key.fingerprint}
+    key = keygen(args.out or default_path())
+    told = {"private_key": str(key.private), "public_key": str(key.public), "fingerprint": key.fingerprint}
     text = (
-        f"private key  {key.path} (keep it; nobody else may read it)\n"
-        f"public key   {key.public_path} (give it to those who verify)\nfingerprint  {key.fingerprint}"
+        f"private key  {key.private} (keep it; nobody else may read it)\n"
+        f"public key   {key.public} (give it to those who verify)\nfingerprint  {key.fingerprint}"
     )
     return told, lambda: text, 0
 

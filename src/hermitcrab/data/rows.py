@@ -105,7 +105,9 @@ class Shape:
         if self.columns is not None and column not in self.columns:
             near = f" (did you mean `{close}`?)" if (close := nearest(column, self.columns)) else ""
             header = ", ".join(shown(c) for c in self.columns)
-            raise UsageError(f"{self.source.path}: {part}: no column `{column}`{near}; the file's columns are: {header}")
+            raise UsageError(
+                f"{self.source.path}: {part}: no column `{column}`{near}; the file's columns are: {header}"
+            )
 
     def refused(self, record: Record) -> str | None:
         """Why `where` does not select this record."""

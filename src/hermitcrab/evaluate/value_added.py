@@ -47,7 +47,8 @@ def compare(
     """comparison.json: every other model against `derived`, paired by row id.
 
     Args:
-        tables: model → its predictions table. Names that start with `base` followed by ` (` are variants of the base.
+        tables: model → its predictions table. `base (…)` is a variant of the base; `derived (…)` one of the derived model,
+            whose rows are checked and which is compared with nothing.
         validation: base variant → its deciding metric on validation rows, by which the strongest is chosen.
         metrics: in order; the first that both `derived` and `base` can give decides the verdict.
         labels: the choices; without them there are no label metrics.
@@ -72,6 +73,8 @@ def compare(
         )
     pairs, skipped = [], []
     for other in answers.values():
+        if other.model.startswith(f"{derived} ("):
+            continue
         names, why = _comparable(metrics, ours, other, labels)
         skipped += why
         pairs += _pair(ours, other, names, labels, confidence, resamples, seed)

@@ -42,7 +42,9 @@ def bill_of_materials(
                 "datasets": [{"ref": component["bom-ref"]} for component in data],
             },
             "quantitativeAnalysis": {
-                "performanceMetrics": [_metric(m) for m in metrics if m["model"] == "derived" and m["value"] is not None]
+                "performanceMetrics": [
+                    _metric(m) for m in metrics if m["model"] == "derived" and m["value"] is not None
+                ]
             },
         },
         "properties": [{"name": DIGEST, "value": record["weights"]["digest"]}],

@@ -1,7 +1,7 @@
 """`model.sig`: the Sigstore bundle of OpenSSF Model Signing (v1.0, key method) in one canonical spelling.
 
-The library's own reader forgives spaces, key order, padding and more, as it should. Here a signature file has exactly one
-form, RFC 8785 of the five things that vary, so that a changed bit of the signature file itself is seen too.
+The library's own reader forgives spaces, key order, padding and more, as it should. Here a signature file has exactly
+one form, RFC 8785 of the five things that vary, so that a changed bit of the signature file itself is seen too.
 Format: https://github.com/ossf/model-signing-spec
 """
 
@@ -69,7 +69,11 @@ class Bundle:
                 "the signature does not cover every file by its sha256 with nothing ignored but itself. "
                 f"Received: {str(described[2])[:200]}"
             )
-        if len(files) != len(resources) or not all(isinstance(name, str) for name in files) or subjects != [{"sha256": root}]:
+        if (
+            len(files) != len(resources)
+            or not all(isinstance(name, str) for name in files)
+            or subjects != [{"sha256": root}]
+        ):
             raise HermitcrabError("the signed list of files does not agree with its own digest")
         return files
 

@@ -1,7 +1,7 @@
 """README.md: the model card. Front matter that the Hugging Face hub reads, and a short body for people.
 
-A function of what the package records (`hermitcrab.json`, metrics, comparison, ledgers): no times, no host, so the same run
-gives the same bytes. https://huggingface.co/docs/hub/model-cards
+A function of what the package records (`hermitcrab.json`, metrics, comparison, ledgers): no times, no host, so the
+same run gives the same bytes. Fields as in the documentation of the Hugging Face hub, "Model Cards".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LARGEST_FRONT = 1 << 20  # characters of a front matter
 
 
 def hub_model(base: dict[str, Any]) -> str | None:
-    """What `base_model` says: the hub id of a hub base, else the base's declared name; None where nothing was built on."""
+    """What `base_model` says: the hub id of a hub base, else its declared name; None where nothing was built on."""
     if base["kind"] == "scratch":
         return None
     return _hub_id(base["uri"]) or base["name"]
@@ -31,8 +31,8 @@ def hub_dataset(uri: str) -> str:
     """What `datasets` says of a source: the hub id of a hub data set, else the name of the distribution or file."""
     if found := _hub_id(uri):
         return found
-    if found := re.match(r"(?:pypi|deb):([^=/]+)", uri):
-        return found[1]
+    if distribution := re.match(r"(?:pypi|deb):([^=/]+)", uri):
+        return distribution[1]
     return PurePosixPath(re.sub(r"[?#].*", "", uri)).name.split(".")[0] or "data"
 
 
@@ -83,15 +83,16 @@ def model_card(
 
 
 VERIFY = """\
-`claims.jsonl` holds one signed statement a stage, from the raw bytes to this folder; `model.sig` covers every file here.
+`claims.jsonl` holds one signed statement a stage, from the raw bytes to this folder; `model.sig` covers every file
+here.
 
 ```
 crab verify . --key publisher.pub.pem
 model_signing verify key . --signature model.sig --public_key publisher.pub.pem
 ```
 
-Take the publisher's public key from somewhere else than this folder: a key that comes with a model says that nothing changed
-since it was signed, not who signed it."""
+Take the publisher's public key from somewhere else than this folder: a key that comes with a model says that nothing
+changed since it was signed, not who signed it."""
 
 
 def _model_index(record: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -122,7 +123,12 @@ def _opening(record: dict[str, Any], training: dict[str, Any]) -> str:
 
 def _built_on(record: dict[str, Any]) -> str:
     base = record["base"]
-    rows = [("base", base["name"]), ("from", f"`{base['uri']}`"), ("revision", base["revision"]), ("kind", base["kind"])]
+    rows = [
+        ("base", base["name"]),
+        ("from", f"`{base['uri']}`"),
+        ("revision", base["revision"]),
+        ("kind", base["kind"]),
+    ]
     rows += [("digest", f"`{base['digest']}`"), ("license", base["license"])]
     text = _table(("", ""), [(name, value) for name, value in rows if value])
     if base["kind"] != "scratch" and not _hub_id(base["uri"]):
@@ -141,8 +147,9 @@ def _added(record: dict[str, Any], training: dict[str, Any]) -> str:
     trained, total = training["trainable_parameters"], training["parameters"]
     parity = record["parity"]
     return (
-        f"{training['steps']:,} steps ({training['epochs']:.3g} epochs) with {trained:,} of {total:,} parameters trained, "
-        f"seed {training['seed']}; training loss {_number(training['loss_first'])} → {_number(training['loss_last'])}.\n\n"
+        f"{training['steps']:,} steps ({training['epochs']:.3g} epochs) with {trained:,} of {total:,} parameters "
+        f"trained, seed {training['seed']}; training loss {_number(training['loss_first'])} → "
+        f"{_number(training['loss_last'])}.\n\n"
         f"{' and '.join(plain(name) for name in parity['compared'])} on {len(parity['probes'])} probes: "
         f"largest logit difference {_number(parity['max_abs_logit_difference'])}, "
         f"same first token in {parity['top1_agreement']:.1%}. What was evaluated is, byte for byte, what is here."
@@ -223,7 +230,9 @@ def front_matter(text: str) -> dict[str, Any]:
     try:
         front = yaml.safe_load(found[1])
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise HermitcrabError(f"the front matter is not YAML: {plain(getattr(error, 'problem', None) or error)}") from error
+        raise HermitcrabError(
+            f"the front matter is not YAML: {plain(getattr(error, 'problem', None) or error)}"
+        ) from error
     if not isinstance(front, dict):
         raise HermitcrabError("the front matter is no mapping of keys to values")
     return front

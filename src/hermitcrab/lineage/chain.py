@@ -1,9 +1,9 @@
 """Do the claims of a package link up, and does everything else in it say the same?
 
-Evidence first: artifact digests are recomputed from the subjects of each statement, files are those that were hashed, the
-license flow is worked out afresh. Then what is merely said (hermitcrab.json, the card's front matter, the bill of
-materials) is held against that. Where an unchanged file says another base, other data or another license than the claims,
-that is a contradiction, not damage.
+Evidence first: artifact digests are recomputed from the subjects of each statement, files are those that were hashed,
+the license flow is worked out afresh. Then what is merely said (hermitcrab.json, the card's front matter, the bill of
+materials) is held against that. Where an unchanged file says another base, other data or another license than the
+claims, that is a contradiction, not damage.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def check_chain(result: Verification, here: Folder, statements: list[dict[str, A
             _subjects(result, here, claims)
         with result.checking("weights", CLAIMS, "the weights are those that were trained and evaluated"):
             _weights(result, claims, record)
-        with result.checking("licenses", CLAIMS, "the licenses allow the declared use, and the result's follows from them"):
+        with result.checking(
+            "licenses", CLAIMS, "the licenses allow the declared use, and the result's follows from them"
+        ):
             made_of = _made_of(claims)
     if record:
         with result.checking("parity", RECORD, "the merged model is what was trained, within the recorded tolerance"):
@@ -66,7 +68,9 @@ def _links(statements: list[dict[str, Any]]) -> Claims:
         for name, digest in inputs.items():
             if digests.get(name) != digest:
                 made = f"left {short(digests[name])}" if name in digests else "has no claim before it"
-                raise HermitcrabError(f"line {number}: {stage} names {name} {short(digest)} as its input, but {name} {made}")
+                raise HermitcrabError(
+                    f"line {number}: {stage} names {name} {short(digest)} as its input, but {name} {made}"
+                )
         if (stage == "collect") == bool(inputs):
             raise HermitcrabError(f"line {number}: {stage} {'takes no earlier stage' if inputs else 'names no input'}")
         claims[stage], digests[stage] = claim, digest_json(files_of(claim))
@@ -167,7 +171,8 @@ def _agreement(result: Verification, here: Folder, record: dict[str, Any], made_
     def contradict(file: str, what: str, said: Any, true: Any) -> None:
         shown = said if isinstance(said, str | int | float | None) else f"another {type(said).__name__}"
         result.fail(
-            "agreement", file, f"{file}: names the {what} {card.plain(shown, 120)}, but {source} {card.plain(true, 200)}",
+            "agreement", file,
+            f"{file}: names the {what} {card.plain(shown, 120)}, but {source} {card.plain(true, 200)}",
             contradiction=file not in here.changed,
         )  # fmt: skip
 

@@ -93,7 +93,10 @@ def open_envelope(line: bytes) -> Envelope:
     value = parse_canonical(line)
     match value:
         case {"payload": str(coded), "payloadType": str(kind), "signatures": [{"keyid": str(keyid), "sig": str(sig)}]}:
-            if set(value) != {"payload", "payloadType", "signatures"} or set(value["signatures"][0]) != {"keyid", "sig"}:
+            if set(value) != {"payload", "payloadType", "signatures"} or set(value["signatures"][0]) != {
+                "keyid",
+                "sig",
+            }:
                 raise HermitcrabError("the envelope has keys that do not belong there")
         case _:
             raise HermitcrabError("not a DSSE envelope with payload, payloadType and one signature")

@@ -1,7 +1,7 @@
 """Signing keys: ECDSA P-256 in PEM (PKCS 8), what OpenSSF Model Signing's key method takes. Made and used offline.
 
-The private key is read where something is signed and nowhere else: it is in no store, no record and no log. What names a
-signer is the fingerprint, the sha256 of the public key (DER, SubjectPublicKeyInfo).
+The private key is read where something is signed and nowhere else: it is in no store, no record and no log. What
+names a signer is the fingerprint, the sha256 of the public key (DER, SubjectPublicKeyInfo).
 """
 
 from __future__ import annotations
@@ -79,9 +79,14 @@ def public_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".pem") + ".pub.pem")
 
 
+def default_path() -> Path:
+    """Where the user's own private key lies, or would."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "hermitcrab" / "signing-key.pem"
+
+
 def default_key() -> Path:
     """The user's own private key, in the configuration folder; made on first use."""
-    path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "hermitcrab" / "signing-key.pem"
+    path = default_path()
     if not path.exists():
         try:
             say(f"made a signing key: {path}; give others its public half, {keygen(path).public}")
@@ -95,7 +100,8 @@ def load_private(path: str | Path) -> EllipticCurvePrivateKey:
     """An ECDSA P-256 private key from PEM.
 
     Raises:
-        UsageError: where it is missing, encrypted, of another kind, or no key at all. No message holds any of its bytes.
+        UsageError: where it is missing, encrypted, of another kind, or no key at all. No message holds any of its
+        bytes.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization

@@ -1,8 +1,8 @@
 """Licenses: SPDX expressions, what they forbid, what a derived model may carry.
 
-A filter, not legal advice: a small table of what kinds of license exist, enough to stop what a license plainly forbids and to
-show what somebody should read. Where several readings are held in good faith (does a data set's license reach the weights?)
-it shows and does not judge.
+A filter, not legal advice: a small table of what kinds of license exist, enough to stop what a license plainly
+forbids and to show what somebody should read. Where several readings are held in good faith (does a data set's
+license reach the weights?) it shows and does not judge.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ KINDS: tuple[tuple[str, str], ...] = (
     (
         "permissive",
         "Apache-* MIT MIT-0 MIT-CMU BSD-[1234]-Clause BSD-3-Clause-Clear 0BSD ISC Zlib BSL-1.0 CC0-1.0 CC-BY-[1234].* "
-        "CC-PDDC CDLA-Permissive-* ODC-By-1.0 PDDL-1.0 Unlicense WTFPL PostgreSQL NCSA AFL-* ECL-2.0 Artistic-2.0 MS-PL "
-        "OFL-1.1 etalab-2.0 OGL-UK-* C-UDA-1.0 OpenMDW-* Python-2.0 PSF-2.0 Unicode-* X11 LPPL-1.3c BlueOak-*",
+        "CC-PDDC CDLA-Permissive-* ODC-By-1.0 PDDL-1.0 Unlicense WTFPL PostgreSQL NCSA AFL-* ECL-2.0 Artistic-2.0 "
+        "MS-PL OFL-1.1 etalab-2.0 OGL-UK-* C-UDA-1.0 OpenMDW-* Python-2.0 PSF-2.0 Unicode-* X11 LPPL-1.3c BlueOak-*",
     ),
     ("weak copyleft", "MPL-* LGPL-* EPL-* CDDL-* MS-RL"),
     ("copyleft", "GPL-* AGPL-* EUPL-* OSL-* GFDL-*"),
@@ -56,7 +56,7 @@ TO_READ = {
     "no derivatives": "does not let changed forms be shared",
     "no derivatives, non-commercial": "does not let changed forms be shared",
 }
-# Ids of the Hugging Face hub that are no SPDX ids. https://huggingface.co/docs/hub/repositories-licenses
+# Ids of the Hugging Face hub that are no SPDX ids (its documentation, "Licenses").
 HUB = {
     "llama2": "LicenseRef-Llama-2", "llama3": "LicenseRef-Llama-3", "llama3.1": "LicenseRef-Llama-3.1",
     "llama3.2": "LicenseRef-Llama-3.2", "llama3.3": "LicenseRef-Llama-3.3", "llama4": "LicenseRef-Llama-4",
@@ -71,12 +71,12 @@ HUB = {
     "lgpl-3.0": "LGPL-3.0-only", "openmdw-1.0": "OpenMDW-1.0",
 }  # fmt: skip
 # SPDX ids that the hub takes in lower case.
-HUB_SPDX = frozenset(
-    "apache-2.0 mit afl-3.0 artistic-2.0 bsl-1.0 bsd-2-clause bsd-3-clause bsd-3-clause-clear cc0-1.0 cc-by-2.0 cc-by-2.5 "
-    "cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 "
-    "cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 "
-    "cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 isc lppl-1.3c ms-pl mpl-2.0 osl-3.0 "
-    "postgresql ofl-1.1 ncsa unlicense zlib".split()
+HUB_SPDX = (
+    "apache-2.0 mit afl-3.0 artistic-2.0 bsl-1.0 bsd-2-clause bsd-3-clause bsd-3-clause-clear cc0-1.0 cc-by-2.0 "
+    "cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 "
+    "cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 "
+    "cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 isc "
+    "lppl-1.3c ms-pl mpl-2.0 osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib"
 )
 
 
@@ -117,14 +117,14 @@ def _parse(expression: str) -> Any:
         parsed = None
     if parsed is None:
         raise UsageError(
-            f"the license `{expression[:80]}` is no SPDX expression{_suggest(text)}; expected an id such as Apache-2.0, "
-            "ids joined by AND or OR, or LicenseRef-… for terms that have no id"
+            f"the license `{expression[:80]}` is no SPDX expression{_suggest(text)}; expected an id such as "
+            "Apache-2.0, ids joined by AND or OR, or LicenseRef-… for terms that have no id"
         )
     for key in _spdx().license_keys(parsed):
         if not _known(key):
             raise UsageError(
-                f"the license id `{key}` is not known{_suggest(key)}; SPDX ids are listed at https://spdx.org/licenses, "
-                "and LicenseRef-… stands for terms that have none"
+                f"the license id `{key}` is not known{_suggest(key)}; SPDX ids are listed at "
+                "https://spdx.org/licenses, and LicenseRef-… stands for terms that have none"
             )
     return parsed
 
@@ -228,8 +228,8 @@ def refuse(findings: Sequence[Finding]) -> None:
 def result_license(base: str | None, data: Sequence[str], declared: str | None = None) -> str:
     """The license that the derived model carries.
 
-    Declared, it must keep what the base's license asks for. Not declared, it follows: the base's, joined by AND with those
-    of the data that are not permissive, so that nothing asked for is lost.
+    Declared, it must keep what the base's license asks for. Not declared, it follows: the base's, joined by AND with
+    those of the data that are not permissive, so that nothing asked for is lost.
 
     Raises:
         UsageError: where the declared license drops the base's, or nothing says what it should be.
@@ -261,7 +261,7 @@ def _keeps(base: Any, declared: Any) -> None:
 
 
 def _satisfies(asked: str, given: str) -> bool:
-    """Whether `given` keeps what `asked` wants: the same id, a later version where that is allowed, or as strict a use."""
+    """Whether `given` keeps what `asked` wants: the same id, a later version where allowed, or as strict a use."""
     if asked == given:
         return True
     if kind(asked) == "non-commercial":
@@ -282,7 +282,7 @@ def hub_license(expression: str) -> tuple[str, str | None, str | None]:
     for hub, spdx in HUB.items():
         if spdx == name:
             return hub, None, None
-    if name.lower() in HUB_SPDX:
+    if name.lower() in HUB_SPDX.split():
         return name.lower(), None, None
     slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
     link = f"https://spdx.org/licenses/{name}.html" if name in _spdx().known_symbols and "Ref-" not in name else None

@@ -1,8 +1,8 @@
 """Statements: what a stage took and left, as in-toto Statement v1 with a SLSA provenance v1 predicate.
 
-Made from the manifest and the facts of a sealed artifact, never from what a stage says of itself. The subjects carry their
-sizes, so the artifact's digest (what the next stage names as its input) can be recomputed from the statement alone:
-that is how the chain from raw bytes to package is walked.
+Made from the manifest and the facts of a sealed artifact, never from what a stage says of itself. The subjects carry
+their sizes, so the artifact's digest (what the next stage names as its input) can be recomputed from the statement
+alone: that is how the chain from raw bytes to package is walked.
 https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md, https://slsa.dev/spec/v1.0/provenance
 """
 
@@ -31,7 +31,8 @@ def statement(artifact: Artifact, inputs: Sequence[Artifact]) -> dict[str, Any]:
 
     Args:
         artifact: what the stage left.
-        inputs: the artifacts that went in, in the order of the manifest; none for `collect`, whose base and data files are
+        inputs: the artifacts that went in, in the order of the manifest; none for `collect`, whose base and data
+        files are
             read from its base.json and sources.json.
 
     Raises:
@@ -43,7 +44,9 @@ def statement(artifact: Artifact, inputs: Sequence[Artifact]) -> dict[str, Any]:
     else:
         given = [{"stage": i.stage, "digest": i.digest} for i in inputs]
         if given != manifest["inputs"]:
-            raise HermitcrabError(f"{artifact.stage}: the artifact was made from other inputs than those given; run again")
+            raise HermitcrabError(
+                f"{artifact.stage}: the artifact was made from other inputs than those given; run again"
+            )
         dependencies = [_artifact(i) for i in inputs]
     return {
         "_type": STATEMENT_TYPE,
@@ -79,7 +82,11 @@ def _file(file: dict[str, Any]) -> dict[str, Any]:
 
 def _artifact(artifact: Artifact) -> dict[str, Any]:
     """The digest is that of the canonical JSON list of the artifact's files."""
-    return {"name": artifact.stage, "digest": _hex(artifact.digest), "annotations": {"role": "artifact", "key": artifact.key}}
+    return {
+        "name": artifact.stage,
+        "digest": _hex(artifact.digest),
+        "annotations": {"role": "artifact", "key": artifact.key},
+    }
 
 
 def _base(base: dict[str, Any]) -> list[dict[str, Any]]:
@@ -94,7 +101,8 @@ def _base(base: dict[str, Any]) -> list[dict[str, Any]]:
         "license_declared": base["license"]["declared"],
     }
     files = [
-        {**_file(file), "uri": uri, "annotations": {"role": "base file", "size": file["size"]}} for file in base["files"]
+        {**_file(file), "uri": uri, "annotations": {"role": "base file", "size": file["size"]}}
+        for file in base["files"]
     ]
     return [{"name": base["name"], "uri": uri, "digest": _hex(base["digest"]), "annotations": whole}, *files]
 
@@ -106,7 +114,7 @@ def _source(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _byproducts(artifact: Artifact, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ledger and metrics with the digests of their files; cost, energy and environment with the digests of what they say."""
+    """Ledger and metrics with the digests of their files; cost, energy, environment with those of what they say."""
     found = [
         {"name": file["path"], "digest": _hex(file["sha256"]), "annotations": {"value": artifact.read(file["path"])}}
         for file in artifact.manifest["files"]
@@ -118,7 +126,8 @@ def _byproducts(artifact: Artifact, facts: dict[str, Any]) -> list[dict[str, Any
         "environment": facts.get("environment", {}),
     }
     return found + [
-        {"name": name, "digest": _hex(digest_json(value)), "annotations": {"value": value}} for name, value in told.items()
+        {"name": name, "digest": _hex(digest_json(value)), "annotations": {"value": value}}
+        for name, value in told.items()
     ]
 
 

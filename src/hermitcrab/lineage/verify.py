@@ -1,7 +1,7 @@
 """Verify a package: every digest, every signature, every link of the chain, and whether card, bill and claims agree.
 
-What a folder holds was written by others. Nothing of it is run, no link is followed, nothing outside is opened, and whatever
-is malformed is a failed check that names its file. All failures are listed, not the first alone.
+What a folder holds was written by others. Nothing of it is run, no link is followed, nothing outside is opened, and
+whatever is malformed is a failed check that names its file. All failures are listed, not the first alone.
 
     files      what lies in the folder, hashed once
     signature  model.sig in its one spelling, its signature, its list against the files
@@ -45,7 +45,13 @@ class Check:
     """A claim that other evidence contradicts, not mere damage."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"check": self.check, "ok": self.ok, "file": self.file, "message": self.message, "contradiction": self.contradiction}
+        return {
+            "check": self.check,
+            "ok": self.ok,
+            "file": self.file,
+            "message": self.message,
+            "contradiction": self.contradiction,
+        }
 
 
 @dataclass
@@ -93,8 +99,8 @@ class Verification:
 
     @contextmanager
     def checking(self, check: str, file: str, done: str) -> Iterator[None]:
-        """One check: passed with the message `done` unless something in it fails; what is malformed fails and names `file`."""
-        before = len(self.checks)
+        """One check: passed with the message `done` unless something fails in it; what is malformed names `file`."""
+        before = len(self.failures)
         try:
             yield
         except HermitcrabError as error:
@@ -102,7 +108,7 @@ class Verification:
         except MALFORMED as error:
             what = f"{error.strerror}" if isinstance(error, OSError) else f"{type(error).__name__} {plain(error, 80)}"
             self.fail(check, file, f"{file}: not of the expected form ({what})")
-        if len(self.checks) == before:
+        if len(self.failures) == before:
             self.checks.append(Check(check, True, file, done))
 
 
@@ -145,7 +151,9 @@ def verify(folder: str | Path, key: str | Path | None = None) -> Verification:
 
     path = Path(folder)
     if not path.is_dir():
-        raise UsageError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}; expected the folder of a package")
+        raise UsageError(
+            f"{path}: {'not a folder' if path.exists() else 'no such folder'}; expected the folder of a package"
+        )
     expected = load_public(key) if key is not None else None
     result, here = Verification(), Folder(path)
     _hash_files(result, here)
@@ -169,7 +177,9 @@ def _hash_files(result: Verification, here: Folder) -> None:
 
     for root, folders, files in os.walk(here.path, onerror=refused, followlinks=False):
         if not folders and not files and Path(root) != here.path:
-            result.fail("files", name := os.path.relpath(root, here.path), f"{name}: extra: an empty folder that was not signed")
+            result.fail(
+                "files", name := os.path.relpath(root, here.path), f"{name}: extra: an empty folder that was not signed"
+            )
         for entry in sorted(folders + files):
             full = Path(root, entry)
             name, info = full.relative_to(here.path).as_posix(), full.lstat()
@@ -211,20 +221,25 @@ def _signature(
         said = "unsigned: there is no model.sig, so nothing says that these files are as they were made"
         result.fail("signed", name, f"{said}; a signed package has one (`package: {{sign: true}}`)")
         return
+    signed = None
     with result.checking("canonical", name, "the signature file is in its one spelling"):
         data = here.read(name)
         signed = bundle.read_bundle(data)
         if not bundle.is_canonical(data, signed):
             raise HermitcrabError("not in the one spelling that hermitcrab writes; the signature file was changed")
         if (key := signer or expected) and signed.hint != bundle.key_hint(key):
-            result.fail("canonical", name, f"{name}: names another key than the one in {SIGNER}")
+            raise HermitcrabError(f"names another key than the one in {SIGNER}")
+    if signed is not None:
         _hold(result, signed, signer, expected)
         with result.checking("files", name, f"{len(here.files):,} files, each as it was signed"):
             _compare(result, here, signed.files())
 
 
 def _hold(
-    result: Verification, signed: bundle.Bundle, signer: EllipticCurvePublicKey | None, expected: EllipticCurvePublicKey | None
+    result: Verification,
+    signed: bundle.Bundle,
+    signer: EllipticCurvePublicKey | None,
+    expected: EllipticCurvePublicKey | None,
 ) -> None:
     """Under the key in the folder, and under the key that was given."""
     name = bundle.NAME
@@ -234,7 +249,9 @@ def _hold(
         if inside and signer is not None:
             result.signer = fingerprint(signer)
         if signer is not None and not inside:
-            raise HermitcrabError(f"the signature does not hold under {SIGNER}; one of the two was changed after signing")
+            raise HermitcrabError(
+                f"the signature does not hold under {SIGNER}; one of the two was changed after signing"
+            )
         if signer is None and not given:
             raise HermitcrabError(f"the signature cannot be checked without a key in {SIGNER}")
     if expected is None:
@@ -290,6 +307,8 @@ def _claim_holds(envelope: dsse.Envelope, key: EllipticCurvePublicKey | None) ->
     if key is None:
         raise HermitcrabError(f"the claim cannot be checked without the key in {SIGNER}")
     if envelope.keyid != fingerprint(key):
-        raise HermitcrabError(f"signed by another key than the package: {envelope.keyid[:80]}, expected {fingerprint(key)}")
+        raise HermitcrabError(
+            f"signed by another key than the package: {envelope.keyid[:80]}, expected {fingerprint(key)}"
+        )
     if not dsse.signature_holds(key, envelope.signature, envelope.payload):
         raise HermitcrabError("edited: the claim is not what was signed")

@@ -46,7 +46,8 @@ def run(job: Job) -> None:
     from hermitcrab.models.base import describe
 
     base: Base = job.part.base
-    job.draft.write("base.json", describe(job.places[base.path], job.resolved[base.path], base))
+    reference = base.tokenizer if base.path == "scratch" and base.tokenizer else base.path
+    job.draft.write("base.json", describe(job.places[reference], job.resolved[base.path], base))
     collect_rows(job)
 
 

@@ -1,7 +1,8 @@
-"""package: the folder that others load. Merged weights as they were evaluated, what they are, card and bill of materials.
+"""package: the folder that others load. Merged weights as they were evaluated, card and bill of materials.
 
-Everything here follows from the input artifacts, so the same run gives the same bytes. The signed claims and `model.sig`
-are added to the run's copy of it afterwards (`lineage.sign`): they hold times and a key, and belong to no digest.
+Everything here follows from the input artifacts, so the same run gives the same bytes. The signed claims and
+`model.sig` are added to the run's copy of it afterwards (`lineage.sign`): they hold times and a key, and belong to no
+digest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 from hermitcrab import digest
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.progress import progress
+from hermitcrab.progress import Progress, progress
 from hermitcrab.recipe import Part, Recipe
 from hermitcrab.stages import Job, Stage
 from hermitcrab.store import Artifact
@@ -55,7 +56,11 @@ def run(job: Job) -> None:
     copy_files(evaluate, job.draft.payload, only=("metrics.json", "comparison.json"))
     record = record_of(job, loaded)
     metrics, comparison = evaluate.read("metrics.json"), evaluate.read("comparison.json")
-    ledgers = [entry for stage in ("collect", "prepare", "train", "evaluate") for entry in job.inputs[stage].read("ledger.json")]
+    ledgers = [
+        entry
+        for stage in ("collect", "prepare", "train", "evaluate")
+        for entry in job.inputs[stage].read("ledger.json")
+    ]
     card = model_card(record, metrics, comparison, ledgers, train.read("training.json"))
     job.draft.write("hermitcrab.json", record)
     job.draft.write("ml-bom.cdx.json", bill_of_materials(record, metrics, loaded))
@@ -86,7 +91,9 @@ def record_of(job: Job, loaded: list[dict[str, Any]]) -> dict[str, Any]:
         **({"choices": part.choices} if part.choices else {}),
         "format": sources[0]["format"],
         "base": {field: base[field] for field in BASE_FIELDS} | {"license": base_license},
-        "data": [{field: s[field] for field in ("uri", "split", "sha256", "size", "license", "format")} for s in sources],
+        "data": [
+            {field: s[field] for field in ("uri", "split", "sha256", "size", "license", "format")} for s in sources
+        ],
         "license": result_license(base_license, data_licenses, part.license),
         "parity": job.inputs["train"].read("parity.json"),
         "weights": {"files": weights, "digest": digest.digest_json(weights)},
@@ -111,20 +118,30 @@ def copy_files(source: Artifact, target: Path, only: tuple[str, ...] | None = No
         raise HermitcrabError(f"package: the model brings a file called {clash[0]}, which the package writes itself")
     with progress("package", total=sum(file["size"] for file, _ in wanted) / 1e6, unit="MB") as bar:
         for file, name in wanted:
-            state = hashlib.sha256()
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            with open(source.payload / file["path"], "rb") as old, open(target / name, "wb") as new:
-                while chunk := old.read(digest.CHUNK):
-                    state.update(chunk)
-                    new.write(chunk)
-                    bar.add(len(chunk) / 1e6)
-            if f"sha256:{state.hexdigest()}" != file["sha256"]:
+            try:
+                found = _copy(source.payload / file["path"], target / name, bar)
+            except FileNotFoundError as error:
+                raise HermitcrabError(f"{source.payload / file['path']}: gone from the store; run again") from error
+            if found != file["sha256"]:
                 raise HermitcrabError(
                     f"{source.payload / file['path']}: the file changed in the store since it was made "
                     f"(expected {file['sha256']}); remove {source.path} and run again"
                 )
     copied = [{"path": name, "sha256": file["sha256"], "size": file["size"]} for file, name in wanted]
     return sorted(copied, key=lambda file: file["path"])
+
+
+def _copy(old: Path, new: Path, bar: Progress) -> str:
+    """Copy one file; the digest of the bytes that were copied."""
+    state = hashlib.sha256()
+    with open(old, "rb") as source:
+        new.parent.mkdir(parents=True, exist_ok=True)
+        with open(new, "wb") as target:
+            while chunk := source.read(digest.CHUNK):
+                state.update(chunk)
+                target.write(chunk)
+                bar.add(len(chunk) / 1e6)
+    return f"sha256:{state.hexdigest()}"
 
 
 STAGE = Stage(

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hermitcrab.data.packing import Document
 from hermitcrab.digest import digest_bytes, digest_json
 from hermitcrab.errors import HermitcrabError
+from hermitcrab.models.load import load_text
 
 Message = dict[str, str]
 
@@ -84,6 +87,30 @@ class Encoder:
                     ids = [*before, *answer]
                 history = [*history, message]
         return Document(row["row_id"], np.asarray(ids, np.int32), np.asarray(learn, bool))
+
+
+def load_encoder(base: dict[str, Any], path: Path, template: str) -> Encoder:
+    """The encoder of a base. `template`: `chat`, `none`, or `auto` (chat where the base has one).
+
+    Raises:
+        HermitcrabError: the base has no token that ends an answer, or no template where one is asked for.
+    """
+    text = load_text(base, path)
+    eos, pad = text.id("eos_token"), text.id("pad_token")
+    if eos is None:
+        raise HermitcrabError(f"{base['name']}: its tokenizer names no eos_token, so no answer could end")
+    if template == "chat" and text.chat_template is None:
+        raise HermitcrabError(f"{base['name']}: train.template is `chat`, and this base has no chat template; set train.template: none")
+    chat = text.chat_template is not None and template != "none"
+    return Encoder(
+        encode=text.encode,
+        decode=text.decode,
+        render=text.render if chat else None,
+        bos=text.id("bos_token") if text.adds_bos else None,
+        eos=eos,
+        pad=eos if pad is None else pad,
+        template=text.chat_template if chat else None,
+    )
 
 
 def conversation(row: dict[str, str]) -> list[Message]:

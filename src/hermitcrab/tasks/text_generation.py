@@ -23,11 +23,11 @@ from torch import nn
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.packing import IGNORE, Document, Packed, pack
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.models.load import init_model, load_encoder, load_model
+from hermitcrab.models.load import init_model, load_model
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Train
 from hermitcrab.tasks import Loss, Start
-from hermitcrab.tasks.encoding import Encoder
+from hermitcrab.tasks.encoding import Encoder, load_encoder
 
 
 # What a merge or a compression is compared on: sentences of our own, so that no row of anybody's data enters a package.

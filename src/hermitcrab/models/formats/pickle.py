@@ -1,8 +1,8 @@
 """Pickled checkpoints (`pytorch_model.bin`, `.pt`, `.pth`): refused unless `torch.load(weights_only=True)` takes them.
 
-That reader runs in a process of its own (`python -m hermitcrab.models.formats.pickle IN OUT SIZE`) with limits on memory,
-time and file size, and leaves a safetensors file in the user's cache, named by the digest of the pickle; everything else
-reads that one.
+That reader runs in a process of its own (`python -m hermitcrab.models.formats.pickle IN OUT SIZE`) with limits on
+memory, time and file size, and leaves a safetensors file in the user's cache, named by the digest of the pickle;
+everything else reads that one.
 """
 
 from __future__ import annotations

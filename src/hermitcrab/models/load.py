@@ -1,0 +1,244 @@
+"""Bases as torch models: plain dense weights in fresh memory, read by our own readers from verified files.
+
+Notable:
+- Each file is compared with its recorded digest right before it is read, and must still be the same file afterwards.
+- transformers' own GGUF loader keeps weights packed in their blocks and cannot train them; here they are unpacked and
+  nothing of the quantization stays in the configuration.
+- No code of a model is ever run, and a configuration cannot ask for more memory than the weights it came with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hermitcrab.digest import digest_file
+from hermitcrab.errors import HermitcrabError
+from hermitcrab.models import ggml
+from hermitcrab.models.base import read_config
+from hermitcrab.models.formats import PICKLES, Weights, open_weights
+from hermitcrab.models.formats.weights import Stamp
+from hermitcrab.models.tokenizer import TextTokenizer, read_json_file, read_tokenizer
+from hermitcrab.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+SLACK = 1.02  # parameters that a configuration may have beyond those in the file
+
+
+def load_model(base: dict[str, Any], path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The causal language model of a base, in `dtype`, in evaluation mode.
+
+    Raises:
+        HermitcrabError: a file that is not the recorded one, or weights that do not fit their configuration.
+    """
+    with verified(base, path), quiet():
+        weights = open_weights(path)
+        if weights.format == "gguf":
+            config, generation = ggml.configuration(weights), None
+            tensors = _gguf_tensors(weights, config, dtype)
+        else:
+            config, generation = read_config(path), _generation(path)
+            tensors = _plain_tensors(weights)
+        return _assemble(path, weights, config, tensors, generation, dtype)
+
+
+def init_model(base: dict[str, Any], path: Path, seed: int) -> PreTrainedModel:
+    """A model with new weights (float32), drawn from `seed` alone."""
+    import torch
+
+    with verified(base, path), quiet(), torch.random.fork_rng(devices=[]), _library_errors("base.architecture"):
+        torch.manual_seed(seed)
+        config = _config(base["configuration"], "base.architecture")
+        return _model_class(config, "base.architecture")(config).float().eval()
+
+
+def load_text(base: dict[str, Any], path: Path) -> TextTokenizer:
+    """The tokenizer of a base, its files verified. Torch-free."""
+    with verified(base, path, weights=False):
+        return read_tokenizer(path)
+
+
+def load_tokenizer(base: dict[str, Any], path: Path) -> PreTrainedTokenizerFast:
+    """The same as transformers has it."""
+    from transformers import PreTrainedTokenizerFast
+
+    text = load_text(base, path)
+    with quiet():
+        return PreTrainedTokenizerFast(
+            tokenizer_object=text.backend, chat_template=text.chat_template, **text.settings, **text.special
+        )
+
+
+def save_tokenizer(base: dict[str, Any], path: Path, folder: Path) -> None:
+    """The base's tokenizer and chat template, written beside a derived model."""
+    load_text(base, path).save(folder)
+
+
+@contextmanager
+def verified(base: dict[str, Any], path: Path, weights: bool = True) -> Iterator[None]:
+    """What is read inside is what the record says: digests before, the same files after.
+
+    `weights=False` leaves out files that hold nothing but weights.
+    """
+    root = path if path.is_dir() else path.parent
+    files = [f for f in base["files"] if weights or not f["path"].endswith((".safetensors", *PICKLES))]
+    stamps = {}
+    with progress("checking the base", sum(f["size"] for f in files), "bytes") as bar:
+        for file in files:
+            name, wanted = file["path"], file["sha256"]
+            stamps[name] = _stamp(root, name)
+            try:
+                found = digest_file(root / name, bar.add)
+            except OSError as error:
+                raise HermitcrabError(f"{root / name}: cannot be read: {error.strerror}") from error
+            if found != wanted:
+                raise HermitcrabError(
+                    f"{root / name}: is not the file that was recorded; it has {found}, expected {wanted}"
+                )
+    yield
+    for name, stamp in stamps.items():
+        if _stamp(root, name) != stamp:
+            raise HermitcrabError(f"{root / name}: changed while it was being loaded")
+
+
+def _stamp(root: Path, name: str) -> Stamp:
+    try:
+        return Stamp.of((root / name).stat())
+    except OSError as error:
+        raise HermitcrabError(f"{root / name}: a file of the base is gone ({error.strerror})") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without progress bars and advice, as it was before afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _library_errors(where: object) -> Iterator[None]:
+    try:
+        yield
+    except HermitcrabError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise HermitcrabError(f"{where}: transformers cannot build this model: {why}") from error
+
+
+def _config(values: dict[str, Any], where: object) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if values["model_type"] not in CONFIG_MAPPING:
+        raise HermitcrabError(f"{where}: transformers has no model type {values['model_type']!r}")
+    with _library_errors(where):
+        return AutoConfig.for_model(**values)
+
+
+def _model_class(config: Any, where: object) -> Any:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise HermitcrabError(f"{where}: {config.model_type} is no causal language model")
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def _generation(folder: Path) -> Any:
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").exists():
+        return None
+    with _library_errors(folder / "generation_config.json"):
+        return GenerationConfig.from_dict(read_json_file(folder / "generation_config.json"))
+
+
+def _gguf_tensors(weights: Weights, config: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Unpacked at once in the dtype that is wanted, so that a whole float32 copy never exists beside it."""
+    import torch
+
+    names = ggml.tensor_names(weights)
+    found = {}
+    with progress("unpacking weights", len(names), "tensors") as bar:
+        for name, source in names.items():
+            found[name] = torch.from_numpy(ggml.read_tensor(weights, source, config)).to(dtype)
+            bar.add()
+    return found
+
+
+def _plain_tensors(weights: Weights) -> dict[str, torch.Tensor]:
+    """Tensors as the file has them."""
+    import torch
+
+    found = {}
+    with progress("reading weights", len(weights.tensors), "tensors") as bar:
+        for name, info in weights.tensors.items():
+            if info.dtype == "BF16":
+                raw = torch.from_numpy(weights.raw(name).view(np.int16)).view(torch.bfloat16)
+            elif info.dtype == "F16":
+                raw = torch.from_numpy(weights.raw(name).view(np.float16))
+            else:
+                raw = torch.from_numpy(weights.read(name))
+            found[name] = raw.reshape(info.shape)
+            bar.add()
+    return found
+
+
+def _assemble(
+    path: Path, weights: Weights, values: dict[str, Any], tensors: dict[str, Any], generation: Any, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The model of that configuration with those tensors; each parameter has one, each tensor has a place."""
+    import torch
+
+    depth = values.get("num_hidden_layers", 0)
+    if type(depth) is int and depth > len(tensors):
+        raise HermitcrabError(
+            f"{path}: the configuration asks for {depth:,} layers, the weights have {len(tensors):,} tensors"
+        )
+    config = _config(values, path)
+    kind = _model_class(config, path)
+    with _library_errors(path):
+        with torch.device("meta"):
+            wanted = sum(p.numel() for p in kind(config).parameters())
+        if wanted > weights.parameters * SLACK + 1024:
+            raise HermitcrabError(
+                f"{path}: the configuration asks for {wanted:,} parameters, the weights have {weights.parameters:,}"
+            )
+        model, told = kind.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        names = sorted(str(name) for name in told.get(what, ()))
+        if names:
+            raise HermitcrabError(
+                f"{path}: weights and configuration do not fit: {len(names)} {what.replace('_', ' ')}, such as {names[0]}"
+            )
+    if generation is not None:
+        model.generation_config = generation
+    _into_fresh_memory(model)
+    return model.eval()
+
+
+def _into_fresh_memory(model: PreTrainedModel) -> None:
+    """Memory from torch's own allocator: how it is aligned decides the last bit of a product."""
+    import torch
+
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)

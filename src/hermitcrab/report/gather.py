@@ -1,0 +1,176 @@
+"""Everything that a report says about a run, read from its artifacts: one dictionary for terminal, page and --json.
+
+What a stage has not left yet (a run in the making) is None here. Texts of rows are read only where the recipe asks for
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from hermitcrab.errors import HermitcrabError
+from hermitcrab.evaluate.value_added import judge
+from hermitcrab.report.words import excerpt, plain
+from hermitcrab.store import Artifact
+
+SETTINGS = ("learning_rate", "schedule", "sequence_length", "batch_size", "accumulate", "final_dtype")
+TEXTS = 10  # rows whose text is shown, of the gained and of the lost
+
+
+def gather(run: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The facts of a run, ready for JSON.
+
+    Args:
+        run: `{name, task, folder, recipe, artifacts: {stage: key}}`, and `reused` where stages were.
+        artifacts: the sealed artifacts that there are, by stage.
+    """
+    facts = {stage: artifact.facts for stage, artifact in artifacts.items()}
+    collected, trained = artifacts.get("collect"), artifacts.get("train")
+    return plain(
+        {
+            "name": run["name"],
+            "task": run["task"],
+            "folder": run["folder"],
+            "finished": _clock(max((f["finished"] for f in facts.values()), default=None)),
+            "base": collected.read("base.json") if collected else None,
+            "data": collected.read("sources.json") if collected else [],
+            "license": artifacts["package"].read("hermitcrab.json")["license"] if "package" in artifacts else None,
+            "added": _added(run["recipe"], artifacts["prepare"], trained) if trained else None,
+            "plan": facts["train"].get("plan") if trained else None,
+            "value": _value(run["recipe"], artifacts) if "evaluate" in artifacts else None,
+            "ledger": _ledger(artifacts),
+            "curve": _curve(trained) if trained else None,
+            "cost": _cost(facts, run.get("reused", [])),
+            "environment": next((f["environment"] for f in reversed(facts.values()) if "environment" in f), None),
+            "artifacts": {stage: artifact.digest for stage, artifact in artifacts.items()},
+            "signed": run["recipe"]["package"]["sign"],
+            "recipe": run["recipe"],
+        }
+    )
+
+
+def _clock(seconds: float | None) -> str | None:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds)) if seconds is not None else None
+
+
+def _added(recipe: Mapping[str, Any], prepared: Artifact, trained: Artifact) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    return {
+        **trained.read("training.json"),
+        "rows": pq.read_metadata(prepared.payload / "train.parquet").num_rows,
+        "settings": {
+            **({"LoRA": recipe["train"]["lora"]} if recipe["train"]["method"] == "lora" else {}),
+            **{key: recipe["train"][key] for key in SETTINGS},
+        },
+        "parity": trained.read("parity.json"),
+    }  # fmt: skip
+
+
+def _value(recipe: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """comparison.json, each pair with a verdict of its own, and the metrics as a table of models."""
+    evaluated = artifacts["evaluate"]
+    comparison, metrics = evaluated.read("comparison.json"), evaluated.read("metrics.json")
+    pairs = [{**p, "verdict": judge(p, False, comparison["confidence"])} for p in comparison["pairs"]]
+    models: dict[str, dict[str, Any]] = {}
+    for entry in metrics:
+        row = models.setdefault(entry["model"], {"model": entry["model"], "n": entry["n"], "figures": {}})
+        row["figures"][entry["name"]] = {k: entry[k] for k in ("value", "low", "high", "version", "prompt_digest")}
+    show = recipe["report"]["show_text"]
+    return {
+        **comparison,
+        "pairs": pairs,
+        "metrics": list(dict.fromkeys(entry["name"] for entry in metrics)),
+        "models": list(models.values()),
+        "split": metrics[0]["split"] if metrics else None,
+        "texts": {which: _texts(comparison[which], artifacts) for which in ("gained", "lost")} if show else None,
+    }
+
+
+def _texts(row_ids: list[str], artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
+    """Question, reference and both answers of the first rows, e-mail addresses and telephone numbers masked."""
+    import pyarrow.parquet as pq
+
+    wanted = set(row_ids[:TEXTS])
+    if not wanted:
+        return []
+    rows = pq.read_table(artifacts["prepare"].payload / "test.parquet", filters=[("row_id", "in", wanted)])
+    found = {row["row_id"]: row for row in rows.to_pylist()}
+    answers: dict[str, dict[str, Any]] = {}
+    for model in ("derived", "base"):
+        table = pq.read_table(artifacts["evaluate"].payload / "predictions" / f"{model}.parquet")
+        answers[model] = {r["row_id"]: r for r in table.to_pylist() if r["row_id"] in wanted}
+    if missing := sorted(wanted - found.keys()):
+        raise HermitcrabError(f"report: row {missing[0]} was evaluated and is not in the prepared test rows; run again")
+    return [
+        {
+            "row_id": row,
+            "question": excerpt(_question(found[row])),
+            "reference": excerpt(answers["derived"][row]["reference"]),
+            "derived": excerpt(answers["derived"][row]["prediction"] or ""),
+            "base": excerpt(answers["base"][row]["prediction"] or ""),
+        }
+        for row in row_ids[:TEXTS]
+    ]
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    if "messages" in row:
+        return "\n".join(m["content"] for m in json.loads(row["messages"])[:-1])
+    return row["prompt"] if "prompt" in row else row["text"]
+
+
+def _ledger(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    return [
+        {"stage": stage, **entry}
+        for stage, artifact in artifacts.items()
+        if any(f["path"] == "ledger.json" for f in artifact.manifest["files"])
+        for entry in artifact.read("ledger.json")
+    ]
+
+
+def _curve(trained: Artifact) -> dict[str, list[list[float]]]:
+    """Training loss by step from log.jsonl, validation loss by step from training.json."""
+    train = []
+    for i, line in enumerate((trained.payload / "log.jsonl").read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            told = json.loads(line)
+            step, loss = int(told["step"]), float(told["loss"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise HermitcrabError(
+                f"{trained.payload / 'log.jsonl'}: line {i} is no log entry with `step` and `loss`"
+            ) from error
+        if math.isfinite(loss):
+            train.append([step, loss])
+    return {"train": train, "validation": [[v["step"], v["loss"]] for v in trained.read("training.json")["validation"]]}
+
+
+def _cost(facts: Mapping[str, Mapping[str, Any]], reused: list[str]) -> dict[str, Any]:
+    """What each stage took when it ran, and the sums. Energy is summed only where every stage knows its own."""
+    stages = [
+        {
+            "stage": stage,
+            "cpu_seconds": f["cpu_seconds"],
+            "seconds": f["finished"] - f["started"],
+            "sessions": f["sessions"],
+            "memory": f.get("peak_memory"),
+            "energy": f.get("energy") or {"joules": None, "method": "unknown: it was not measured"},
+            "reused": stage in reused,
+        }
+        for stage, f in facts.items()
+    ]
+    joules = [s["energy"]["joules"] for s in stages]
+    return {
+        "stages": stages,
+        "cpu_seconds": sum(s["cpu_seconds"] for s in stages),
+        "memory": max((s["memory"] for s in stages if s["memory"]), default=None),
+        "joules": sum(joules) if joules and None not in joules else None,
+        "energy_method": next(
+            (s["energy"]["method"] for s in sorted(stages, key=lambda s: s["energy"]["joules"] is not None)), None
+        ),
+        "cpu_seconds_per_answer": facts.get("evaluate", {}).get("cpu_seconds_per_answer", {}),
+    }

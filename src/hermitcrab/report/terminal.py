@@ -1,0 +1,202 @@
+"""What `crab` prints for people: plain lines that can be pasted into a message.
+
+Every function returns text. Strings that come from files hold no control characters (`words.plain`) and are never read
+as markup.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hermitcrab.report import words
+
+if TYPE_CHECKING:
+    from hermitcrab.lineage.verify import Verification
+
+WIDEST = 110
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """A run in short: built on, added, worth, cost, and how to verify."""
+    head = " · ".join(str(x) for x in (facts["name"], facts["task"], facts["finished"], facts["license"]) if x)
+    parts = [head]
+    if facts["value"]:
+        parts.append(_wrap(facts["value"]["sentence"]))
+        parts.append(_models(facts["value"]))
+    if base := facts["base"]:
+        parts.append(_pairs([
+            ("built on", f"{base['name']} ({base['parameters']:,} parameters, {base['license']['used']})"),
+            ("from", base["uri"]),
+            ("digest", base["digest"]),
+            *([("added", _added(facts["added"]))] if facts["added"] else []),
+            *_ledger(facts["ledger"]),
+            ("cost", _cost(facts["cost"])),
+        ]))  # fmt: skip
+    folder = _near(Path(facts["folder"]))
+    parts.append(
+        f"report  {folder / 'report.html'}\nverify  crab verify {folder / 'package'}"
+        + (" --key PUBLIC-KEY.pem" if facts["signed"] else "")
+    )
+    return "\n\n".join(parts)
+
+
+def _models(value: Mapping[str, Any]) -> str:
+    """Every model: the deciding metric with its interval, derived minus this model, then the other metrics."""
+    name = value["metric"] or next(iter(value["metrics"]), None)
+    differences = {p["b"]: p for p in value["pairs"] if p["metric"] == name}
+    others = [m for m in value["metrics"] if m != name][:3]
+    rows = []
+    for model in value["models"]:
+        figures = model["figures"]
+        if name not in figures:
+            continue
+        pair = differences.get(model["model"])
+        rows.append([
+            model["model"],
+            words.number(figures[name]["value"]),
+            words.interval(figures[name]["low"], figures[name]["high"]),
+            f"{words.signed(pair['difference'])}  ({words.signed_interval(pair['low'], pair['high'])})" if pair else "",
+            *(words.number(figures[m]["value"]) if m in figures else words.DASH for m in others),
+        ])  # fmt: skip
+    return _table(
+        ["model", str(name), f"{value['confidence']:.0%} interval", "derived minus this", *others],
+        rows,
+        right=(1, 4, 5, 6),
+    )
+
+
+def _added(added: Mapping[str, Any]) -> str:
+    lora = added["settings"].get("LoRA")
+    how = f"LoRA rank {lora['rank']}" if lora else "all weights"
+    return (
+        f"{how}, {added['trainable_parameters']:,} parameters trained on {added['rows']:,} rows, "
+        f"{added['steps']:,} steps; loss {words.number(added['loss_first'])} → {words.number(added['loss_last'])}"
+    )
+
+
+def _ledger(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The ledgers in which something was dropped or changed."""
+    told = []
+    for entry in ledger:
+        if entry["dropped"] or entry["changed"]:
+            notes = [f"dropped {words.reasons(entry['dropped'])}"] if entry["dropped"] else []
+            notes += [f"changed {words.reasons(entry['changed'])}"] if entry["changed"] else []
+            told.append(
+                (
+                    f"{entry['stage']}",
+                    f"{entry['name']}: {entry['kept']:,} of {entry['taken']:,} kept; {'; '.join(notes)}",
+                )
+            )
+    return told
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    energy = f"{cost['joules'] / 3600:,.2f} Wh" if cost["joules"] is not None else f"energy {cost['energy_method']}"
+    per = cost["cpu_seconds_per_answer"].get("derived")
+    answer = f", {words.seconds(per)} of it an answer" if per is not None else ""
+    return f"{words.seconds(cost['cpu_seconds'])} of processor time{answer}; {energy}"
+
+
+def render_plan(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What would run or be reused, with what it needs."""
+    table = []
+    for row in rows:
+        needs = row["needs"]
+        table.append([
+            row["stage"], row["action"],
+            f"about {words.seconds(needs['seconds'])}" if needs else "",
+            words.size(needs["memory"]) if needs else "",
+            words.size(needs["disk"]) if needs else "",
+            row.get("digest", row.get("why", "")),
+        ])  # fmt: skip
+    return _table(["stage", "would", "time", "memory", "disk", ""], table, right=(2, 3, 4))
+
+
+def render_package(folder: Path, package: Mapping[str, Any]) -> str:
+    """What a package says of itself; nothing of it was checked."""
+    package = words.plain(package)
+    base = package["base"]
+    told = [
+        ("package", package["name"]),
+        ("task", package["task"]),
+        ("architecture", package["architecture"]),
+        ("license", package["license"]),
+        ("built on", f"{base['name']} ({base['license']})"),
+        ("from", base["uri"]),
+        ("digest", base["digest"]),
+        ("data", ", ".join(f"{d['uri']} ({d['split']}, {d['license']})" for d in package["data"])),
+    ]
+    return (
+        _pairs([(k, str(v)) for k, v in told if v])
+        + f"\n\nThis is what the package says. To check it: crab verify {folder}"
+    )
+
+
+def render_verification(found: Verification) -> str:
+    """The failures where there are any, else what was checked; the summary last."""
+    shown = found.failures or found.checks
+    lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.message}" for check in shown]
+    return "\n".join([*words.plain(lines), "", words.plain(found.summary)])
+
+
+def render_doctor(found: Mapping[str, Any]) -> str:
+    rows = [
+        ("system", f"{found['platform']}, Python {found['python']}"),
+        (
+            "processor",
+            f"{found['processor']}, {found['threads']} threads, bfloat16 {'yes' if found['bfloat16'] else 'no'}",
+        ),
+        ("devices", ", ".join(found["devices"])),
+        ("memory", f"{found['memory_gib']['available']} GiB available of {found['memory_gib']['total']}"),
+        ("disk", f"{found['disk_free_gib']} GiB free at the store"),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in found["packages"].items())),
+    ]
+    for name, extra in found["extras"].items():
+        missing = [p for p, version in extra["packages"].items() if not version]
+        rows.append(
+            (f"[{name}]", f"missing {', '.join(missing)}: pip install 'hermitcrab[{name}]'" if missing else "installed")
+        )
+    problems = [_wrap(f"- {problem}", hang=2) for problem in found["problems"]] or ["nothing is wrong"]
+    return _pairs(rows) + "\n\n" + "\n".join(problems)
+
+
+def _near(folder: Path) -> Path:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def _width() -> int:
+    return min(WIDEST, max(40, shutil.get_terminal_size((WIDEST, 24)).columns))
+
+
+def _wrap(text: str, hang: int = 0) -> str:
+    return textwrap.fill(text, _width(), subsequent_indent=" " * hang, break_on_hyphens=False, break_long_words=False)
+
+
+def _pairs(rows: Sequence[tuple[str, str]]) -> str:
+    """A name and a text a line, the texts under each other."""
+    indent = max(len(name) for name, _ in rows) + 2
+    return "\n".join(_wrap(name.ljust(indent) + " ".join(text.split()), hang=indent) for name, text in rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Columns under each other, also where characters are two cells wide; never wider than the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if i in right else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out = io.StringIO()
+    Console(file=out, width=_width(), color_system=None, force_terminal=False, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split(os.linesep))

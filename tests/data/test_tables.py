@@ -1,0 +1,62 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from hermitcrab.data.tables import (
+    Splits,
+    TableWriter,
+    answer,
+    question,
+    read_table,
+    row_id,
+    rows_of,
+    schema,
+    write_table,
+)
+
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+def row(i, **columns):
+    return {"row_id": row_id("sha256:x", i), "source": "s", "document": None, **columns}
+
+
+def test_same_rows_give_the_same_bytes_and_come_back_sorted_by_id(tmp_path):
+    rows = [row(i, prompt=f"question {i} é", completion="yes") for i in range(20_000)]
+    for name in ("a", "b"):
+        with TableWriter(tmp_path / name, schema("prompt-completion")) as out:
+            for each in rows:
+                out.add(each)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    table = read_table(tmp_path / "a", "prompt-completion")
+    assert list(rows_of(table)) == sorted(rows, key=lambda r: r["row_id"])
+    write_table(tmp_path / "c", table)
+    write_table(tmp_path / "d", read_table(tmp_path / "c", "prompt-completion"))
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "d").read_bytes()
+
+
+def test_table_with_no_rows_still_names_its_columns(tmp_path):
+    write_table(tmp_path / "empty", read_table(tmp_path / "not there", "text"))
+    assert pq.read_table(tmp_path / "empty").column_names == ["row_id", "source", "document", "text"]
+
+
+@pytest.mark.parametrize(
+    ("format", "columns", "asked", "said"),
+    [
+        ("text", {"text": "t"}, "t", ""),
+        ("prompt-completion", {"prompt": "p", "completion": "c"}, "p", "c"),
+        ("messages", {"messages": json.dumps(TURNS)}, "user\nq", "a"),
+    ],
+)
+def test_question_and_answer_of_each_format(format, columns, asked, said):
+    assert (question(format, columns), answer(format, columns)) == (asked, said)
+
+
+def test_dropped_rows_leave_with_split_and_reason(tmp_path):
+    empty = schema("text").empty_table()
+    table = empty.from_pylist([row(i, text=str(i)) for i in range(3)], schema("text"))
+    splits = Splits("text", {"train": table, "validation": empty, "test": empty})
+    splits.drop("train", [None, "why", None])
+    assert [r["text"] for r in rows_of(splits.tables["train"])] == ["0", "2"]
+    assert splits.dropped == [(row_id("sha256:x", 1), "train", "why")]

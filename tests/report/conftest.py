@@ -1,0 +1,178 @@
+"""A run as its stages leave it: real artifacts in a real store, with the figures of `measure` and `compare`."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hermitcrab.digest import digest_json
+from hermitcrab.evaluate.metrics import measure
+from hermitcrab.evaluate.value_added import compare, noise_floor
+from hermitcrab.recipe import parse
+from hermitcrab.store import Store
+
+METRICS = ["accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte"]
+LABELS = ["negative", "positive"]
+ENVIRONMENT = {
+    "python": "3.11.9", "platform": "Linux-6.1-x86_64", "processor": "a processor", "cpu_count": 2,
+    "packages": {"hermitcrab": "0.1.0", "torch": "2.9.0"},
+}  # fmt: skip
+RECIPE = """
+name: demo
+task: text-generation
+base: {path: "pypi:some-base==1.0/model.gguf", sha256: "%s", license: Apache-2.0}
+data:
+  train: {path: train.csv, license: CC0-1.0}
+  test: {path: test.csv, license: CC0-1.0}
+evaluate: {choices: [negative, positive], few_shot: 4, calibrate: true, baselines: [majority, tfidf-logreg]}
+report: {show_text: %s}
+"""
+
+
+class Sample:
+    """Seals artifacts stage by stage; `text(i)` is what row i asks."""
+
+    def __init__(
+        self, root, show_text=False, text=lambda i: f"sentence number {i}", uri="pypi:some-base==1.0/model.gguf"
+    ):
+        self.store, self.text, self.uri = Store(root), text, uri
+        self.recipe = parse(RECIPE % ("0" * 64, str(show_text).lower()))
+        self.artifacts = {}
+        self.rows = [f"{i:016x}" for i in range(400)]
+        self.reference = [LABELS[i % 2] for i in range(400)]
+
+    def seal(self, stage, files, facts=None, tables=None):
+        key = digest_json({"stage": stage})
+        with self.store.draft(stage, key, {"code": "", "slice": {}, "inputs": []}) as draft:
+            for name, value in files.items():
+                draft.write(name, value)
+            for name, table in (tables or {}).items():
+                (draft.payload / name).parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(table, draft.payload / name)
+            if stage == "train":
+                lines = [json.dumps({"step": i + 1, "loss": 2 * 0.99**i + 0.3, "labels": 40}) for i in range(300)]
+                (draft.payload / "log.jsonl").write_text("\n".join(lines) + "\n")
+            unknown = {"joules": None, "method": "unknown: this machine has no readable energy counter"}
+            draft.facts.update({"environment": ENVIRONMENT, "energy": unknown, **(facts or {})})
+            self.artifacts[stage] = self.store.seal(draft)
+
+    def ledger(self, name, taken, **dropped):
+        kept = taken - sum(dropped.values())
+        changed = {"normalized": 7} if dropped else {}
+        return {"name": name, "unit": "rows", "taken": taken, "kept": kept, "dropped": dropped, "changed": changed}
+
+    def collect(self):
+        source = {
+            "uri": "train.csv",
+            "sha256": "sha256:" + "1" * 64,
+            "size": 9,
+            "license": "CC0-1.0",
+            "type": "csv",
+            "format": "prompt-completion",
+        }
+        base = {
+            "uri": self.uri, "revision": None, "kind": "gguf", "name": "Some Base 135M", "files": [],
+            "digest": "sha256:" + "2" * 64,
+            "license": {"found": None, "declared": "Apache-2.0", "used": "Apache-2.0"}, "model_type": "llama",
+            "architecture": "LlamaForCausalLM", "parameters": 134515008, "tensors": 272, "dtypes": {"Q4_1": 210, "F32": 62},
+            "chat_template_digest": "sha256:" + "3" * 64, "notes": ["Rounded by its publisher to 4 bits."],
+        }  # fmt: skip
+        sources = [{**source, "split": "train", "rows_read": 640, "rows_kept": 633},
+                   {**source, "uri": "test.csv", "split": "test", "rows_read": 400, "rows_kept": 400}]  # fmt: skip
+        self.seal(
+            "collect",
+            {"base.json": base, "sources.json": sources, "ledger.json": [self.ledger("train rows", 640, empty=7)]},
+        )
+
+    def prepare(self):
+        table = pa.table({
+            "row_id": self.rows, "source": ["test.csv"] * 400,
+            "prompt": [self.text(i) for i in range(400)], "completion": self.reference,
+        })  # fmt: skip
+        ledger = [self.ledger("train rows", 633, duplicate=12, **{"stands in test": 3})]
+        self.seal(
+            "prepare", {"ledger.json": ledger}, tables={"test.parquet": table, "train.parquet": table.slice(0, 300)}
+        )
+
+    def train(self):
+        training = {
+            "method": "lora", "steps": 300, "epochs": 2.0, "trainable_parameters": 4884480, "parameters": 134515008,
+            "loss_first": 2.3, "loss_last": 0.398,
+            "validation": [{"step": s, "loss": 2 * 0.99**s + 0.4} for s in (100, 200, 300)],
+            "best_step": 300, "template_digest": "sha256:" + "3" * 64, "seed": 0, "stopped": "planned",
+        }  # fmt: skip
+        parity = {
+            "compared": ["base + adapter", "merged (bfloat16)"], "probes": [[1, 2], [3]], "ok": True,
+            "max_abs_logit_difference": 0.0214, "mean_kl": 4.1e-06, "top1_agreement": 0.9987, "tolerance": {},
+        }  # fmt: skip
+        plan = {
+            "precision": "bfloat16",
+            "attention": "sdpa",
+            "compile": False,
+            "threads": 2,
+            "processes": 1,
+            "versions": {},
+        }
+        self.seal(
+            "train",
+            {"training.json": training, "parity.json": parity, "ledger.json": [self.ledger("train tokens", 52000)]},
+            {"plan": plan},
+        )
+
+    def answers(self, share, seed, likelihood=True):
+        random = np.random.default_rng(seed)
+        right = random.random(400) < share
+        said = [LABELS[(i + (not r)) % 2] for i, r in enumerate(right)]
+        more = (
+            {"nll": random.gamma(2, 0.4, 400), "tokens": np.full(400, 2), "bytes": np.full(400, 8)}
+            if likelihood
+            else {}
+        )
+        return pa.table(
+            {"row_id": self.rows, "reference": self.reference, "prediction": said, "score": -random.random(400), **more}
+        )
+
+    def evaluate(self):
+        tables = {
+            "derived": self.answers(0.82, 1), "base": self.answers(0.69, 2), "base (4-shot)": self.answers(0.72, 3),
+            "base (calibrated)": self.answers(0.74, 4, False), "base (4-shot, calibrated)": self.answers(0.77, 5, False),
+            "tfidf-logreg": self.answers(0.73, 6, False), "majority": self.answers(0.5, 7, False),
+        }  # fmt: skip
+        metrics = []
+        for model, table in tables.items():
+            metrics += measure(table, METRICS, LABELS, model=model, prompt_digest="sha256:" + "4" * 64, resamples=500)
+        held = {"base": 0.68, "base (4-shot)": 0.7, "base (calibrated)": 0.73, "base (4-shot, calibrated)": 0.78}
+        comparison = compare(
+            tables, held, metrics=METRICS, labels=LABELS, resamples=500,
+            contamination={"n": 400, "train_rows": 300, "exact": 0, "ngram": 4, "words": 8, "short": 9},
+            noise=noise_floor([-1.0, -2.0], [-1.0, -2.0001], ["a", "b"], ["a", "b"]),
+        )  # fmt: skip
+        seconds = {"derived": 0.061, "base": 0.06, "base (4-shot)": 0.08, "tfidf-logreg": 0.0004, "majority": 1e-7}
+        self.seal(
+            "evaluate",
+            {"metrics.json": metrics, "comparison.json": comparison, "ledger.json": [self.ledger("test rows", 400)]},
+            {"cpu_seconds_per_answer": seconds},
+            {f"predictions/{model}.parquet": tables[model] for model in ("derived", "base")},
+        )
+
+    def package(self):
+        self.seal("package", {"hermitcrab.json": {"license": "Apache-2.0"}})
+
+    def run(self):
+        for stage in ("collect", "prepare", "train", "evaluate", "package"):
+            getattr(self, stage)()
+        return self.record(), self.artifacts
+
+    def record(self):
+        return {
+            "name": "demo", "task": "text-generation", "folder": "/nowhere/runs/demo", "recipe": self.recipe.model_dump(mode="json"),
+            "artifacts": {stage: a.key for stage, a in self.artifacts.items()}, "reused": ["collect"],
+        }  # fmt: skip
+
+
+@pytest.fixture
+def sample(tmp_path):
+    """Makes sample runs, each in a store of its own."""
+    return lambda name="store", **options: Sample(tmp_path / name, **options)

@@ -1,0 +1,137 @@
+import gzip
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from hermitcrab.data.tables import row_id
+from hermitcrab.digest import digest_bytes, digest_json
+from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.recipe import parse
+from hermitcrab.references import resolve
+from hermitcrab.stages import Job
+from hermitcrab.stages.collect import STAGE, collect_rows
+from hermitcrab.store import Store
+
+CSV = b"prompt,completion,site\nfine,1,a\nawful,0,b\ngood,1,a\n"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A working folder with a few files of rows."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_bytes(CSV)
+    Path("more.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "more", "completion": 1}\n', mtime=0))
+    return tmp_path
+
+
+def recipe(data: str):
+    return parse(f"name: x\ntask: text-generation\nbase: {{path: base}}\ndata: {data}\n")
+
+
+def collected(data: str, store=None):
+    """Rows of a recipe's sources, as the stage leaves them (the base is not looked at)."""
+    store, whole = store or Store("store"), recipe(data)
+    sources = [*whole.data.train, *whole.data.validation, *whole.data.test]
+    resolved = {source.path: resolve(source.path, None, store) for source in sources}
+    asked = {"slice": STAGE.slice(whole).model_dump(mode="json")}
+    with store.draft("collect", digest_json(asked), asked) as draft:
+        collect_rows(Job(STAGE.slice(whole), {}, draft, {r: found.path for r, found in resolved.items()}, resolved))
+        return store.seal(draft)
+
+
+def rows(artifact, split="train"):
+    return pq.read_table(artifact.payload / f"{split}.parquet").to_pylist()
+
+
+def test_sources_of_a_split_stand_in_one_table_with_their_names(place):
+    artifact = collected("{train: [{path: rows.csv, license: MIT, where: {site: a}},"
+                         " {path: more.jsonl.gz, license: CC0-1.0}], test: {path: rows.csv, license: MIT, where: {site: b}, document: site}}")  # fmt: skip
+    assert [(r["source"], r["prompt"], r["completion"]) for r in rows(artifact)] == [
+        ("rows.csv", "fine", "1"), ("rows.csv", "good", "1"), ("more.jsonl.gz", "more", "1"),
+    ]  # fmt: skip
+    assert [r["document"] for r in rows(artifact, "test")] == ["b"]
+    assert not (artifact.payload / "validation.parquet").exists()
+    assert rows(artifact)[1]["row_id"] == row_id(digest_bytes(CSV), 2)
+    assert artifact.read("ledger.json") == [
+        {
+            "name": "train rows",
+            "unit": "rows",
+            "taken": 4,
+            "kept": 3,
+            "dropped": {"not selected: site is not a": 1},
+            "changed": {},
+        },
+        {
+            "name": "test rows",
+            "unit": "rows",
+            "taken": 3,
+            "kept": 1,
+            "dropped": {"not selected: site is not b": 2},
+            "changed": {},
+        },
+    ]
+    first = artifact.read("sources.json")[0]
+    assert first == {
+        "uri": "rows.csv", "split": "train", "sha256": digest_bytes(CSV), "size": len(CSV), "license": "MIT",
+        "type": "csv", "format": "prompt-completion", "rows_read": 3, "rows_kept": 2,
+    }  # fmt: skip
+
+
+def test_same_sources_give_the_same_digest(place):
+    data = "{train: {path: rows.csv, license: MIT}, validation: {path: more.jsonl.gz, license: MIT}}"
+    assert collected(data).digest == collected(data, Store("other")).digest
+
+
+def test_file_that_is_not_the_one_meant_is_refused(place):
+    with pytest.raises(
+        HermitcrabError, match=f"rows.csv: is not the file .* Received: {digest_bytes(CSV)}, expected: sha256:0a0a"
+    ):
+        collected(f"{{train: {{path: rows.csv, license: MIT, sha256: {'0a' * 32}}}}}")
+
+
+def test_bad_row_stops_or_is_dropped_as_the_recipe_says(place):
+    Path("bad.csv").write_bytes(CSV + b"only one cell\n")
+    with pytest.raises(HermitcrabError, match=r"bad.csv: row 4 \(line 5\): received 1 cells"):
+        collected("{train: {path: bad.csv, license: MIT}}")
+    artifact = collected("{train: {path: bad.csv, license: MIT}, on_error: drop}")
+    assert artifact.read("ledger.json")[0]["dropped"] == {"bad row: not as many cells as the header": 1}
+    assert artifact.read("sources.json")[0]["rows_kept"] == 3
+
+
+def test_one_row_does_not_enter_a_split_twice(place):
+    with pytest.raises(HermitcrabError, match=r"rows.csv: row .* comes from two sources of data.train"):
+        collected("{train: [{path: rows.csv, license: MIT}, {path: rows.csv, license: MIT, where: {site: a}}]}")
+
+
+def test_what_is_wrong_with_sources_is_said_before_anything_runs():
+    with pytest.raises(UsageError, match="share one format"):
+        STAGE.slice(recipe("{train: {path: a.csv, license: MIT}, test: {path: b.txt, license: MIT, format: text}}"))
+    with pytest.raises(UsageError, match="did you mean `completion`"):
+        STAGE.slice(recipe("{train: {path: a.csv, license: MIT, columns: {completions: x}}}"))
+
+
+def test_source_that_vanished_is_one_sentence(place):
+    store, whole = Store("store"), recipe("{train: {path: rows.csv, license: MIT}}")
+    with (
+        store.draft("collect", digest_json("x"), {}) as draft,
+        pytest.raises(HermitcrabError, match="cannot be read: No such file"),
+    ):
+        collect_rows(Job(STAGE.slice(whole), {}, draft, {"rows.csv": place / "gone.csv"}))
+
+
+@pytest.mark.data
+def test_real_reviews_become_prompts_and_completions(shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    artifact = collected(f"""
+  train:
+    path: {shared_data}/sentiment/reviews_en.csv.gz
+    license: LicenseRef-research
+    columns: {{prompt: "Review: {{text}}\\nSentiment:", completion: label}}
+    values: {{label: {{"0": negative, "1": positive}}}}
+""")
+    found = rows(artifact)
+    assert len(found) == 8530
+    assert {r["completion"] for r in found} == {"positive", "negative"}
+    assert all(r["prompt"].startswith("Review: ") and r["prompt"].endswith("\nSentiment:") for r in found)
+    assert found[0]["source"] == "file:reviews_en.csv.gz"

@@ -1,0 +1,145 @@
+import json
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+from hermitcrab.data.tables import SPLITS, Splits, read_table, row_id, schema, write_rows
+from hermitcrab.digest import digest_json
+from hermitcrab.errors import HermitcrabError
+from hermitcrab.recipe import Split
+from hermitcrab.stages import Job
+from hermitcrab.stages.prepare import STAGE, Prepare, ledgers
+from hermitcrab.store import Store
+
+CLEAN = ["normalize", "exact-dedup", "decontaminate"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def collected(store, **given):
+    """An artifact as `collect` leaves it: `train=[("prompt", "completion"), ...]`."""
+    asked = {"inputs": [], "slice": {"rows": digest_json(given)}}
+    with store.draft("collect", digest_json(asked), asked) as draft:
+        position = 0
+        for split, pairs in given.items():
+            rows = []
+            for prompt, completion in pairs:
+                rows.append({"row_id": row_id("sha256:x", position), "source": "s", "document": None,
+                             "prompt": prompt, "completion": completion})  # fmt: skip
+                position += 1
+            write_rows(draft.payload / f"{split}.parquet", rows, schema("prompt-completion"))
+        return store.seal(draft)
+
+
+def prepared(store, artifact, **part):
+    whole = {"clean": CLEAN, "normalize": "NFC", "split": Split(validation=2, test=3), "take": None,
+             "format": "prompt-completion", **part}  # fmt: skip
+    slice = Prepare(**whole)
+    asked = {"inputs": [artifact.digest], "slice": slice.model_dump(mode="json")}
+    with store.draft("prepare", digest_json(asked), asked) as draft:
+        STAGE.run(Job(slice, {"collect": artifact}, draft, {}))
+        return store.seal(draft)
+
+
+def pairs(count, answer="yes"):
+    return [(f"question {i}", answer) for i in range(count)]
+
+
+def rows(artifact, name):
+    return pq.read_table(artifact.payload / f"{name}.parquet").to_pylist()
+
+
+def ledger(artifact):
+    return {entry.pop("name"): entry for entry in artifact.read("ledger.json")}
+
+
+def test_every_row_is_in_a_table_or_dropped_with_a_reason(store):
+    given = [*pairs(20), ("question 1", "yes"), ("question 2", "no"), (" question 30 ", "yes"), ("\x01", "yes")]
+    artifact = prepared(store, collected(store, train=given), take=10)
+    sizes = {name: len(rows(artifact, name)) for name in ("train", "validation", "test")}
+    assert sizes == {"train": 10, "validation": 2, "test": 3}
+    everything = [row["row_id"] for name in (*sizes, "dropped") for row in rows(artifact, name)]
+    assert sorted(everything) == sorted(row_id("sha256:x", i) for i in range(len(given)))
+    counts = ledger(artifact)
+    assert counts["all rows"]["taken"] == len(given)
+    assert counts["all rows"]["dropped"] == {
+        "empty after normalization": 1, "exact duplicate": 1, "same prompt, other completion": 1,
+        "not drawn: take is 10": 6,
+    }  # fmt: skip
+    assert sum(counts[f"{name} rows"]["taken"] for name in sizes) == len(given)
+    assert {name: counts[f"{name} rows"]["kept"] for name in sizes} == sizes
+    assert artifact.facts["split"] == {"test": {"asked": 3, "got": 3}, "validation": {"asked": 2, "got": 2}}
+
+
+def test_no_prompt_of_held_out_rows_is_trained_on(store):
+    given = [*pairs(30), *((f"  QUESTION {i}!", "yes") for i in range(30))]
+    artifact = prepared(store, collected(store, train=given, test=[("Question: 7", "yes"), ("new", "no")]))
+    train = {row["prompt"].casefold().strip(" !") for row in rows(artifact, "train")}
+    held = {row["prompt"].casefold().strip(" !") for row in rows(artifact, "validation")}
+    assert not train & held
+    assert "question 7" not in train | held
+    assert ledger(artifact)["train rows"]["dropped"]["stands in test data"] == 2
+
+
+def test_without_decontamination_a_leak_stops(store):
+    artifact = collected(store, train=pairs(9), test=[("question 3", "yes")])
+    with pytest.raises(HermitcrabError, match=r"1 train rows stand in test data too.*add `decontaminate`"):
+        prepared(store, artifact, clean=["normalize"])
+    assert len(rows(prepared(store, artifact, clean=["exact-dedup"]), "train")) == 6
+
+
+def test_filters_run_in_the_recipes_order(store):
+    artifact = collected(store, train=[("a ", "x"), ("a", "y"), *pairs(9)])
+    early = prepared(store, artifact, clean=["decontaminate", "normalize", "exact-dedup"])
+    assert {entry["reason"] for entry in rows(early, "dropped")} == {"same prompt, other completion"}
+    assert len(rows(early, "train")) + len(rows(early, "validation")) + len(rows(early, "test")) == 10
+
+
+def test_same_rows_give_the_same_digest_and_another_split_does_not(store, tmp_path):
+    given = [*pairs(500), *pairs(20)]
+    random.Random(1).shuffle(given)
+    again = Store(tmp_path / "again")
+    digests = {prepared(s, collected(s, train=given)).digest for s in (store, again)}
+    assert len(digests) == 1
+    other = prepared(store, collected(store, train=given), split=Split(validation=2, test=3, seed=1))
+    assert other.digest not in digests
+
+
+def test_nothing_to_train_or_to_test_on_says_where_the_rows_went(store):
+    with pytest.raises(
+        HermitcrabError, match=r"no test row is left of 3 collected rows: 2 train rows kept, 1 validation"
+    ):
+        prepared(store, collected(store, train=pairs(3)), split=Split(validation=1, test=0))
+    artifact = collected(store, train=pairs(2), validation=pairs(1), test=pairs(2))
+    with pytest.raises(
+        HermitcrabError, match=r"no train row is left of 5 .*: 2 dropped \(train row, exact duplicate\)"
+    ):
+        prepared(store, artifact)
+    with pytest.raises(HermitcrabError, match="the training source has 3 after cleaning"):
+        prepared(store, collected(store, train=pairs(3)), split=Split(validation=2, test=1))
+
+
+def test_row_that_goes_without_a_reason_stops_the_stage(store):
+    artifact = collected(store, train=pairs(9))
+    splits = Splits("prompt-completion", {s: read_table(artifact.payload / f"{s}.parquet", "prompt-completion") for s in SPLITS})
+    assert ledgers(splits, 9)[0]["kept"] == 9
+    splits.keep("train", [True] * 8 + [False])
+    with pytest.raises(HermitcrabError, match="does not balance: taken 9, kept 8, dropped 0"):
+        ledgers(splits, 9)
+
+
+def test_format_of_conversations_goes_through(store):
+    asked = {"inputs": [], "slice": {"messages": True}}
+    with store.draft("collect", digest_json(asked), asked) as draft:
+        talks = [[{"role": "user", "content": f" q{i} "}, {"role": "assistant", "content": "a"}] for i in range(9)]
+        write_rows(draft.payload / "train.parquet", (
+            {"row_id": row_id("sha256:x", i), "source": "s", "document": None, "messages": json.dumps(talk)}
+            for i, talk in enumerate(talks)), schema("messages"))  # fmt: skip
+        artifact = store.seal(draft)
+    done = prepared(store, artifact, format="messages")
+    assert len(rows(done, "test")) == 3
+    assert all(json.loads(r["messages"])[0]["content"].startswith("q") for r in rows(done, "train"))
