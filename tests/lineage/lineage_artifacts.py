@@ -174,7 +174,10 @@ def chain(store: Store, scratch: Path, **other: Any) -> dict[str, Artifact]:
         draft.write("ledger.json", [ledger("test rows")])
         draft.facts["cpu_seconds_per_answer"] = {"derived": 0.02}
 
-    asked = {"base": {"path": "https://user:secret@models.example/tiny.gguf"}, "scratch": digest_json([base, sources])}
+    asked = {
+        "base": {"path": "https://user:secret@models.example/tiny.gguf?token=hidden"},
+        "scratch": digest_json([base, sources]),
+    }
     made["collect"] = sealed(store, "collect", asked, made, collect)
     made["prepare"] = sealed(store, "prepare", {"clean": ["normalize"]}, made, prepare)
     parity = other.get("parity", PARITY)
@@ -183,7 +186,13 @@ def chain(store: Store, scratch: Path, **other: Any) -> dict[str, Artifact]:
     return made
 
 
-PART = {"name": "tiny-reviews", "task": "text-generation", "use": "commercial", "license": None, "choices": ["yes", "no"]}
+PART = {
+    "name": "tiny-reviews",
+    "task": "text-generation",
+    "use": "commercial",
+    "license": None,
+    "choices": ["yes", "no"],
+}
 
 
 def packaged(store: Store, made: dict[str, Artifact], **part: Any) -> dict[str, Artifact]:

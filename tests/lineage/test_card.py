@@ -18,7 +18,11 @@ def test_the_hub_library_reads_the_card(tmp_path):
     told = card.data.to_dict()
     assert told["base_model"] == "Tiny-Instruct"
     assert told["base_model_relation"] == "finetune"
-    assert (told["license"], told["library_name"], told["pipeline_tag"]) == ("apache-2.0", "transformers", "text-generation")
+    assert (told["license"], told["library_name"], told["pipeline_tag"]) == (
+        "apache-2.0",
+        "transformers",
+        "text-generation",
+    )
     assert (told["datasets"], told["metrics"]) == (["reviews"], ["accuracy", "perplexity"])
     results = {result.metric_type: result for result in card.data.eval_results}
     assert results["accuracy"].metric_value == 0.8
@@ -27,7 +31,12 @@ def test_the_hub_library_reads_the_card(tmp_path):
 
 
 def test_a_base_from_the_hub_is_named_by_its_id(tmp_path):
-    base = {"uri": "hf:org/model@0123456789abcdef", "revision": "0123456789abcdef", "kind": "safetensors", "name": "model"}
+    base = {
+        "uri": "hf:org/model@0123456789abcdef",
+        "revision": "0123456789abcdef",
+        "kind": "safetensors",
+        "name": "model",
+    }
     text = card_of(tmp_path, base=base).read_text()
     assert front_matter(text)["base_model"] == "org/model"
     assert "did not come from the Hugging Face hub" not in text
@@ -42,7 +51,9 @@ def test_a_base_from_elsewhere_is_named_as_it_names_itself_and_the_card_says_so(
 
 
 def test_a_license_that_the_hub_does_not_know_is_other_with_a_name(tmp_path):
-    front = front_matter(card_of(tmp_path, sources=[source("train", "LicenseRef-research-only")], part={"use": "research"}).read_text())
+    front = front_matter(
+        card_of(tmp_path, sources=[source("train", "LicenseRef-research-only")], part={"use": "research"}).read_text()
+    )
     assert front["license"] == "other"
     assert front["license_name"] == "apache-2.0-and-licenseref-research-only"
 
@@ -57,7 +68,7 @@ def test_a_model_from_scratch_names_no_base(tmp_path):
 def test_the_body_tells_value_ledger_and_how_to_verify(tmp_path):
     text = card_of(tmp_path).read_text()
     for line in (
-        "**better.** Better: accuracy of derived 0.8 against base 0.7",
+        "Better: accuracy of derived 0.8 against base 0.7",
         "| derived | accuracy | 0.8 | 0.71 to 0.87 | 100 | test |",
         "| derived − base | accuracy | 0.1 | 0.02 to 0.18 | 0.02 | +14 / −4 |",
         "| train rows | 10 | 8 | 2 exact duplicate | 1 normalized |",
@@ -93,7 +104,9 @@ def test_a_run_as_base_is_named_as_it_names_itself():
     assert hub_model({"kind": "safetensors", "uri": "run:first", "name": "first"}) == "first"
 
 
-@pytest.mark.parametrize("text", ["", "# no front", "---\n- a\n---\n", "---\na: [\n---\n", "---\na: 1\n", "---\n" + "[" * 5000 + "\n---\n"])
+@pytest.mark.parametrize(
+    "text", ["", "# no front", "---\n- a\n---\n", "---\na: [\n---\n", "---\na: 1\n", "---\n" + "[" * 5000 + "\n---\n"]
+)
 def test_a_card_without_readable_front_matter_is_refused(text):
     with pytest.raises(HermitcrabError):
         front_matter(text)

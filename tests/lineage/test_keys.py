@@ -14,7 +14,9 @@ def test_a_new_key_is_readable_by_its_owner_alone_and_its_public_half_lies_besid
     assert stat.S_IMODE(key.private.stat().st_mode) == 0o600
     assert key.public == tmp_path / "mine.pub.pem"
     assert key.private.read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----")
-    assert fingerprint(load_public(key.public)) == fingerprint(load_private(key.private).public_key()) == key.fingerprint
+    assert (
+        fingerprint(load_public(key.public)) == fingerprint(load_private(key.private).public_key()) == key.fingerprint
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.pem", "mine.pub.pem"]
 
 

@@ -71,7 +71,7 @@ def test_times_are_utc_and_the_plan_is_recorded(claims):
 def test_credentials_and_the_kept_seed_are_in_no_statement(claims):
     text = canonical_json(claims).decode()
     assert "models.example/tiny.gguf" in text
-    for secret in ("secret@", "user:", "987654321123456789", '"nonce"'):
+    for secret in ("secret@", "user:", "hidden", "987654321123456789", '"nonce"'):
         assert secret not in text
 
 

@@ -1,15 +1,21 @@
 import gzip
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
 
 from hermitcrab.data.tables import row_id
-from hermitcrab.digest import digest_bytes, digest_json
+from hermitcrab.digest import digest_bytes, digest_file, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.recipe import parse
 from hermitcrab.references import resolve
-from hermitcrab.stages import Job
+from hermitcrab.run import references
+from hermitcrab.stages import PACKAGE, Job
 from hermitcrab.stages.collect import STAGE, collect_rows
 from hermitcrab.store import Store
 
@@ -46,7 +52,8 @@ def rows(artifact, split="train"):
 
 def test_sources_of_a_split_stand_in_one_table_with_their_names(place):
     artifact = collected("{train: [{path: rows.csv, license: MIT, where: {site: a}},"
-                         " {path: more.jsonl.gz, license: CC0-1.0}], test: {path: rows.csv, license: MIT, where: {site: b}, document: site}}")  # fmt: skip
+                         " {path: more.jsonl.gz, license: CC0-1.0}],"
+                         " test: {path: rows.csv, license: MIT, where: {site: b}, document: site}}")  # fmt: skip
     assert [(r["source"], r["prompt"], r["completion"]) for r in rows(artifact)] == [
         ("rows.csv", "fine", "1"), ("rows.csv", "good", "1"), ("more.jsonl.gz", "more", "1"),
     ]  # fmt: skip
@@ -118,6 +125,55 @@ def test_source_that_vanished_is_one_sentence(place):
         pytest.raises(HermitcrabError, match="cannot be read: No such file"),
     ):
         collect_rows(Job(STAGE.slice(whole), {}, draft, {"rows.csv": place / "gone.csv"}))
+
+
+def collected_whole(base: str) -> dict[str, Any]:
+    """What the stage records of a base."""
+    store = Store("store")
+    text = f"name: x\ntask: text-generation\nbase: {base}\ndata: {{train: {{path: rows.csv, license: MIT}}}}\n"
+    whole = parse(text)
+    resolved = {reference: resolve(reference, sha256, store) for reference, sha256 in references(whole)}
+    with store.draft("collect", digest_json(text), {}) as draft:
+        STAGE.run(
+            Job(STAGE.slice(whole), {}, draft, {r: found.path for r, found in resolved.items() if found.path}, resolved)
+        )
+        artifact = store.seal(draft)
+    assert len(rows(artifact)) == 3
+    return artifact.read("base.json")
+
+
+@pytest.fixture
+def tokenizer(place) -> Path:
+    words = {"<unk>": 0, "</s>": 1, "fine": 2, "awful": 3}
+    Path("words").mkdir()
+    Tokenizer(models.WordLevel(words, "<unk>")).save("words/tokenizer.json")
+    Path("words/tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "unk_token": "<unk>"}))
+    return Path("words")
+
+
+ARCHITECTURE = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "vocab_size": 4}  # fmt: skip
+
+
+def test_base_from_scratch_is_described_by_its_tokenizer(tokenizer):
+    base = collected_whole(json.dumps(
+        {"path": "scratch", "tokenizer": "words", "license": "MIT", "architecture": ARCHITECTURE}))  # fmt: skip
+    assert (base["kind"], base["model_type"], base["license"]["used"]) == ("scratch", "llama", "MIT")
+    assert {file["path"] for file in base["files"]} == {"tokenizer.json", "tokenizer_config.json"}
+
+
+def test_base_in_a_folder_is_described_by_the_digests_of_its_files(tokenizer):
+    (tokenizer / "config.json").write_text(json.dumps(ARCHITECTURE))
+    save_file({"model.embed_tokens.weight": np.zeros((4, 8), "float32")}, tokenizer / "model.safetensors")
+    base = collected_whole("{path: words, license: MIT}")
+    assert (base["uri"], base["kind"], base["parameters"], base["dtypes"]) == ("words", "safetensors", 32, {"F32": 1})
+    files = {file["path"]: file["sha256"] for file in base["files"]}
+    assert files["model.safetensors"] == digest_file(tokenizer / "model.safetensors")
+
+
+def test_key_of_the_stage_covers_code_that_is_there():
+    assert STAGE.code_digest().startswith("sha256:")
+    assert not [name for name in STAGE.code if not (PACKAGE / name).exists()]
 
 
 @pytest.mark.data

@@ -125,7 +125,9 @@ def test_nothing_to_train_or_to_test_on_says_where_the_rows_went(store):
 
 def test_row_that_goes_without_a_reason_stops_the_stage(store):
     artifact = collected(store, train=pairs(9))
-    splits = Splits("prompt-completion", {s: read_table(artifact.payload / f"{s}.parquet", "prompt-completion") for s in SPLITS})
+    splits = Splits(
+        "prompt-completion", {s: read_table(artifact.payload / f"{s}.parquet", "prompt-completion") for s in SPLITS}
+    )
     assert ledgers(splits, 9)[0]["kept"] == 9
     splits.keep("train", [True] * 8 + [False])
     with pytest.raises(HermitcrabError, match="does not balance: taken 9, kept 8, dropped 0"):

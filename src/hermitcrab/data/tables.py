@@ -115,7 +115,7 @@ def answer(format: str, row: dict[str, Any]) -> str:
 class Splits:
     """The three row tables on their way through cleaning, and what became of the rows.
 
-    `dropped` holds `(row_id, split, reason)` of each row that left, `changed` the ids of rows that are not as they came.
+    `dropped` holds `(row_id, split, reason)` of each row that left, `changed` the ids of rows not as they came.
     """
 
     format: str

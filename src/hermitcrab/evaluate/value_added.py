@@ -47,8 +47,8 @@ def compare(
     """comparison.json: every other model against `derived`, paired by row id.
 
     Args:
-        tables: model → its predictions table. `base (…)` is a variant of the base; `derived (…)` one of the derived model,
-            whose rows are checked and which is compared with nothing.
+        tables: model → its predictions table. `base (…)` is a variant of the base; `derived (…)` one of the derived
+            model, whose rows are checked and which is compared with nothing.
         validation: base variant → its deciding metric on validation rows, by which the strongest is chosen.
         metrics: in order; the first that both `derived` and `base` can give decides the verdict.
         labels: the choices; without them there are no label metrics.
@@ -124,7 +124,7 @@ def judge(pair: Mapping[str, Any], identical: bool, confidence: float) -> str:
     if identical:
         return TIED
     low, high = pair["low"], pair["high"]
-    if low is None or high is None or pair["p_holm"] >= 1 - confidence or low <= 0 <= high:
+    if low is None or high is None or pair["p_holm"] >= round(1 - confidence, 12) or low <= 0 <= high:
         return NO_EVIDENCE
     return BETTER if (low > 0) != (pair["metric"] in metric.LOWER_IS_BETTER) else WORSE
 

@@ -17,7 +17,7 @@ from hermitcrab.digest import short
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.lineage.licenses import hub_license
 
-LARGEST_FRONT = 1 << 20  # characters of a front matter
+LARGEST_FRONT = 1 << 16  # characters of a front matter
 
 
 def hub_model(base: dict[str, Any]) -> str | None:
@@ -152,7 +152,7 @@ def _added(record: dict[str, Any], training: dict[str, Any]) -> str:
         f"{_number(training['loss_last'])}.\n\n"
         f"{' and '.join(plain(name) for name in parity['compared'])} on {len(parity['probes'])} probes: "
         f"largest logit difference {_number(parity['max_abs_logit_difference'])}, "
-        f"same first token in {parity['top1_agreement']:.1%}. What was evaluated is, byte for byte, what is here."
+        f"same likeliest token in {parity['top1_agreement']:.1%}. What was evaluated is, byte for byte, what is here."
     )
 
 
@@ -161,7 +161,7 @@ def _value_added(metrics: Sequence[dict[str, Any]], comparison: dict[str, Any]) 
         (m["model"], m["name"], _number(m["value"]), _interval(m["low"], m["high"]), f"{m['n']:,}", m["split"])
         for m in metrics
     ]
-    text = f"**{plain(comparison['verdict'])}.** {plain(comparison['sentence'], 1000)}\n\n"
+    text = plain(comparison["sentence"], 1000) + "\n\n"
     text += _table(("model", "metric", "value", "interval", "n", "split"), rows)
     if pairs := comparison.get("pairs"):
         shown = [

@@ -27,21 +27,24 @@ Claims = dict[str, dict[str, Any]]
 
 def check_chain(result: Verification, here: Folder, statements: list[dict[str, Any]] | None) -> None:
     """Every check that needs more than one file. `statements` is None where the claims cannot be read."""
+    if CLAIMS in here.changed or any(check.check in ("canonical", "signature", "claims") for check in result.failures):
+        here.doubted = True
     claims: Claims = {}
     if statements is not None:
         with result.checking("chain", CLAIMS, "the claims link up, from raw bytes to package"):
             claims = _links(statements)
     record: dict[str, Any] = {}
     with result.checking("record", RECORD, "what the package says it is"):
-        record = here.json(RECORD)
-        if not isinstance(record, dict) or record["schema"] != 1:
+        found = here.json(RECORD)
+        if not isinstance(found, dict) or found["schema"] != 1:
             raise HermitcrabError("not a record of schema 1")
+        record = found
     made_of: dict[str, Any] = {}
     if claims:
         with result.checking("subjects", CLAIMS, "the files are those that the package stage left"):
             _subjects(result, here, claims)
         with result.checking("weights", CLAIMS, "the weights are those that were trained and evaluated"):
-            _weights(result, claims, record)
+            _weights(result, here, claims, record)
         with result.checking(
             "licenses", CLAIMS, "the licenses allow the declared use, and the result's follows from them"
         ):
@@ -88,10 +91,11 @@ def _subjects(result: Verification, here: Folder, claims: Claims) -> None:
     for name in sorted(claimed.keys() | found.keys()):
         if claimed.get(name) != found.get(name):
             what = "not here" if name not in found else "not in it" if name not in claimed else "other bytes here"
+            here.changed.add(name)
             result.fail("subjects", name, f"{name}: the package statement and the folder differ: {what}")
 
 
-def _weights(result: Verification, claims: Claims, record: dict[str, Any]) -> None:
+def _weights(result: Verification, here: Folder, claims: Claims, record: dict[str, Any]) -> None:
     """What was trained and evaluated is, file by file, what is packaged; no other weights lie beside it."""
     package = {file["path"]: file["sha256"] for file in files_of(claims["package"])}
     made: dict[str, str] = {}
@@ -103,9 +107,10 @@ def _weights(result: Verification, claims: Claims, record: dict[str, Any]) -> No
             made[file["path"]] = file["sha256"]
     for name in sorted(made):
         if package.get(name) != made[name]:
-            result.fail("weights", name, f"{name}: not the file that was trained or evaluated", name in package)
+            said = f"{name}: not the file that was trained or evaluated"
+            result.fail("weights", name, said, name in package and here.sound(name))
     for name in sorted(package.keys() - made.keys() - {RECORD, CARD, BILL}):
-        result.fail("weights", name, f"{name}: no stage but the package made it", True)
+        result.fail("weights", name, f"{name}: no stage but the package made it", here.sound(name))
     weights = record.get("weights", {}).get("files", [])
     if not weights or any(made.get(file["path"]) != file["sha256"] for file in weights):
         result.fail("weights", RECORD, f"{RECORD}: names other weights than those that were trained")
@@ -169,11 +174,13 @@ def _agreement(result: Verification, here: Folder, record: dict[str, Any], made_
     truth, source = (made_of, "the signed claims say") if made_of else (record, f"{RECORD} says")
 
     def contradict(file: str, what: str, said: Any, true: Any) -> None:
+        if isinstance(said, list) and all(isinstance(entry, str) for entry in said[:9]):
+            said = ", ".join(said[:9])
         shown = said if isinstance(said, str | int | float | None) else f"another {type(said).__name__}"
         result.fail(
             "agreement", file,
             f"{file}: names the {what} {card.plain(shown, 120)}, but {source} {card.plain(true, 200)}",
-            contradiction=file not in here.changed,
+            contradiction=here.sound(file),
         )  # fmt: skip
 
     if made_of:
@@ -193,9 +200,10 @@ def _agreement(result: Verification, here: Folder, record: dict[str, Any], made_
             said = front.get(name)
             if said != wanted.get(name) and not (name == "base_model" and said == [wanted.get(name)]):
                 what = {"base_model": "base", "datasets": "data"}.get(name, name)
-                contradict(CARD, what, said, wanted.get(name))
+                true = ", ".join(wanted[name]) if name == "datasets" else wanted.get(name)
+                contradict(CARD, what, said, true)
     with result.checking("agreement", BILL, "the bill of materials names the same base, data and license"):
         said_bill, wanted_bill = bom.identity_of(here.json(BILL)), bom.identity(truth)
         for name in wanted_bill:
             if said_bill[name] != wanted_bill[name]:
-                contradict(BILL, name, said_bill[name], wanted_bill[name])
+                contradict(BILL, name, str(said_bill[name]), wanted_bill[name])

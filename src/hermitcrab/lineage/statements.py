@@ -16,6 +16,7 @@ from typing import Any
 
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError
+from hermitcrab.references import without_credentials
 from hermitcrab.store import Artifact
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -23,7 +24,7 @@ PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:hermitcrab:stage:{}:v1"
 BUILDER = "urn:hermitcrab:builder"
 BYPRODUCTS = ("ledger.json", "training.json", "parity.json", "metrics.json", "comparison.json")
-USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 
 def statement(artifact: Artifact, inputs: Sequence[Artifact]) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def statement(artifact: Artifact, inputs: Sequence[Artifact]) -> dict[str, Any]:
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE.format(artifact.stage),
-                "externalParameters": _without_credentials(manifest["slice"]),
+                "externalParameters": _recordable(manifest["slice"]),
                 "internalParameters": {"code": manifest["code"], "plan": facts.get("plan", {})},
                 "resolvedDependencies": dependencies,
             },
@@ -91,7 +92,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
 
 def _base(base: dict[str, Any]) -> list[dict[str, Any]]:
     """The base as a whole, then its files."""
-    uri = _without_credentials(base["uri"])
+    uri = _recordable(base["uri"])
     whole = {
         "role": "base",
         "kind": base["kind"],
@@ -109,7 +110,7 @@ def _base(base: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _source(source: dict[str, Any]) -> dict[str, Any]:
     told = {field: source[field] for field in ("split", "license", "size", "rows_read", "rows_kept")}
-    uri = _without_credentials(source["uri"])
+    uri = _recordable(source["uri"])
     return {"name": uri, "uri": uri, "digest": _hex(source["sha256"]), "annotations": {"role": "data", **told}}
 
 
@@ -135,13 +136,13 @@ def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _without_credentials(value: Any) -> Any:
-    """User names and passwords out of every uri: `https://user:secret@host/…` → `https://host/…`."""
+def _recordable(value: Any) -> Any:
+    """The same value with user, password and query out of every uri: they are never recorded."""
     if isinstance(value, str):
-        return USER_INFO.sub("", value)
+        return without_credentials(value) if URI.fullmatch(value) else value
     if isinstance(value, dict):
-        return {key: _without_credentials(item) for key, item in value.items()}
-    return [_without_credentials(item) for item in value] if isinstance(value, list) else value
+        return {key: _recordable(item) for key, item in value.items()}
+    return [_recordable(item) for item in value] if isinstance(value, list) else value
 
 
 def stage_of(claim: dict[str, Any]) -> str:

@@ -119,6 +119,12 @@ class Folder:
     path: Path
     files: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
+    doubted: bool = False
+    """The signature or a claim does not hold, so that nothing can be held against them."""
+
+    def sound(self, name: str) -> bool:
+        """Whether a file that says something else than the claims contradicts them, and is not merely damaged."""
+        return not self.doubted and name not in self.changed
 
     def read(self, name: str) -> bytes:
         """A small file, whole.

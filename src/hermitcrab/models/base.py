@@ -1,7 +1,7 @@
 """What a model starts from, as the record tells it: `base.json`. Torch-free.
 
 The digest covers every file that the loader reads, and the loader checks each against it, so what is recorded is what
-was trained. Documents beside the weights (README, LICENSE) are read for the license alone and are no part of the digest.
+was trained. Documents beside the weights (README, LICENSE) are read for the license alone and are not in the digest.
 """
 
 from __future__ import annotations

@@ -66,9 +66,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, (str, list, dict)) or getattr(__obj, "__name__", "") in ("format", "format_map"):
-            _check_given(getattr(__obj, "__name__", ""), owner, (*args, *kwargs.values()))
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, (str, list, dict)):
+            _check_given(getattr(method, "__name__", ""), owner, (*args, *kwargs.values()))
         return super().call(__context, __obj, *args, **kwargs)
 
 

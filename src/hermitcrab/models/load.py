@@ -23,12 +23,13 @@ from hermitcrab.models.base import read_config
 from hermitcrab.models.formats import PICKLES, Weights, open_weights
 from hermitcrab.models.formats.weights import Stamp
 from hermitcrab.models.tokenizer import TextTokenizer, read_json_file, read_tokenizer
-from hermitcrab.progress import progress
+from hermitcrab.progress import progress, warn
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+PROBES = ("It's 1,234.5 km\n\n  to  Zürich", "def f(x):\n\treturn x ** 2", "寄居蟹住在壳里。", "IT'LL CamelCase 99")
 SLACK = 1.02  # parameters that a configuration may have beyond those in the file
 
 
@@ -77,8 +78,27 @@ def load_tokenizer(base: dict[str, Any], path: Path) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(base: dict[str, Any], path: Path, folder: Path) -> None:
-    """The base's tokenizer and chat template, written beside a derived model."""
-    load_text(base, path).save(folder)
+    """The base's tokenizer and chat template, written beside a derived model (its config.json first).
+
+    For some model types transformers puts a class of its own in the place of what the files say; where that gives other
+    ids than were trained on, it is said.
+    """
+    from transformers import AutoTokenizer
+
+    text = load_text(base, path)
+    text.save(folder)
+    if not (folder / "config.json").exists():
+        return
+    with quiet(), _library_errors(folder):
+        peer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        differs = [
+            probe for probe in PROBES if peer(probe, add_special_tokens=False)["input_ids"] != text.encode(probe)
+        ]
+    if differs:
+        warn(
+            f"{base['name']}: transformers' {type(peer).__name__} cuts {differs[0]!r} into other tokens than the base's "
+            "tokenizer.json, which was trained with; load the tokenizer with PreTrainedTokenizerFast"
+        )
 
 
 @contextmanager
@@ -227,7 +247,7 @@ def _assemble(
         names = sorted(str(name) for name in told.get(what, ()))
         if names:
             raise HermitcrabError(
-                f"{path}: weights and configuration do not fit: {len(names)} {what.replace('_', ' ')}, such as {names[0]}"
+                f"{path}: weights and configuration do not fit: {len(names)} {what.replace('_', ' ')}, as {names[0]}"
             )
     if generation is not None:
         model.generation_config = generation

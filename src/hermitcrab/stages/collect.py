@@ -112,7 +112,8 @@ STAGE = Stage(
     inputs=(),
     code=(
         "stages/collect.py", "data/files.py", "data/readers.py", "data/rows.py", "data/tables.py", "data/ledger.py",
-        "models/base.py", "models/formats",
+        "models/base.py", "models/ggml.py", "models/tokenizer.py", "models/gguf_tokenizer.py", "models/chat.py",
+        "models/formats",
     ),
     slice=slice_of,
     run=run,

@@ -5,8 +5,8 @@ Answers are kept in the draft as each model gives them, so a killed evaluation g
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from hermitcrab.store import process_cpu, write_atomic
 if TYPE_CHECKING:
     import pyarrow as pa
 
+NEEDS_NLL = ("perplexity", "bits_per_byte")
 CALIBRATED = {"base": "base (calibrated)", "derived": "derived (calibrated)"}
 
 
@@ -42,7 +43,9 @@ def run(job: Job) -> None:
     prepared = job.inputs["prepare"]
     splits = {name: _read(prepared.payload / f"{name}.parquet") for name in ("train", "validation", "test")}
     if part.calibrate and not splits["validation"].num_rows:
-        raise HermitcrabError("evaluate.calibrate needs validation rows; set data.split.validation or evaluate.calibrate: false")
+        raise HermitcrabError(
+            "evaluate.calibrate needs validation rows; set data.split.validation or evaluate.calibrate: false"
+        )
     keeper = Keeper(job.draft.work / "answers")
     asked = Asked(part, splits, keeper)
     noise = asked.models(job)
@@ -69,7 +72,9 @@ class Keeper:
             table = make()
             spent = process_cpu() - before
             sink = io.BytesIO()
-            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), "cpu_seconds": str(spent)}), sink)
+            pq.write_table(
+                table.replace_schema_metadata({**(table.schema.metadata or {}), "cpu_seconds": str(spent)}), sink
+            )
             write_atomic(path, sink.getvalue())
         return pq.read_table(path)
 
@@ -104,7 +109,7 @@ class Asked:
         for split, tables in (("validation", self.validation), ("test", self.test)):
             if split == "test" or self.holds_out:
                 rows = self.splits[split]
-                tables[name] = self.keeper.get(name, split, lambda rows=rows: _predict(job, which, loaded, rows, shots))
+                tables[name] = self.keeper.get(name, split, partial(_predict, job, which, loaded, rows, shots))
 
     def _noise(self, job: Job, loaded: list[Any]) -> dict[str, Any]:
         """The same rows again with another batch size: what differs is arithmetic, not the model."""
@@ -112,7 +117,9 @@ class Asked:
 
         rows = self.splits["test"].slice(0, self.part.noise_rows)
         other = max(1, self.part.batch_size // 4)
-        again = self.keeper.get("derived", f"noise {other}", lambda: _predict(job, "derived", loaded, rows, None, other))
+        again = self.keeper.get(
+            "derived", f"noise {other}", partial(_predict, job, "derived", loaded, rows, None, other)
+        )
         first = self.test["derived"].slice(0, rows.num_rows)
         column = "score" if first["score"].null_count == 0 else "nll"
         if column not in first.column_names:
@@ -129,7 +136,9 @@ class Asked:
         by_choice = {c: [r for r in rows if _answer(r) == c] for c in self.part.choices}
         turns = [by_choice[c][i] for i in range(self.part.few_shot) for c in self.part.choices if i < len(by_choice[c])]
         if len(turns) < self.part.few_shot:
-            raise HermitcrabError(f"evaluate.few_shot asks for {self.part.few_shot} examples; the training rows have {len(turns)}")
+            raise HermitcrabError(
+                f"evaluate.few_shot asks for {self.part.few_shot} examples; the training rows have {len(turns)}"
+            )
         return pa.Table.from_pylist(turns[: self.part.few_shot], schema=self.splits["train"].schema)
 
     def calibrate(self) -> None:
@@ -146,7 +155,10 @@ class Asked:
             truth = [self.part.choices.index(r) for r in held["reference"].to_pylist()]
             offsets = fit_offsets(np.array(held["scores"].to_pylist()), truth)
             label = CALIBRATED.get(name, name.replace(")", ", calibrated)"))
-            self.fitted[label] = {"offsets": dict(zip(self.part.choices, offsets.tolist(), strict=True)), "rows": held.num_rows}
+            self.fitted[label] = {
+                "offsets": dict(zip(self.part.choices, offsets.tolist(), strict=True)),
+                "rows": held.num_rows,
+            }
             for tables in (self.test, self.validation):
                 moved = apply(np.array(tables[name]["scores"].to_pylist()), offsets)
                 tables[label] = pa.table({
@@ -185,7 +197,9 @@ class Asked:
             )
 
 
-def _predict(job: Job, which: str, loaded: list[Any], rows: pa.Table, shots: pa.Table | None, size: int | None = None) -> Any:
+def _predict(
+    job: Job, which: str, loaded: list[Any], rows: pa.Table, shots: pa.Table | None, size: int | None = None
+) -> Any:
     if not loaded:
         loaded.extend(_load(job, which))
     task, model = loaded
@@ -202,7 +216,11 @@ def _load(job: Job, which: str) -> tuple[Any, Any]:
     trained = job.inputs["train"]
     start = Start(base, job.base_path, trained.facts.get("init", {}).get("seed"))
     if which == "derived":
-        files = [{**f, "path": f["path"].removeprefix("model/")} for f in trained.manifest["files"] if f["path"].startswith("model/")]
+        files = [
+            {**f, "path": f["path"].removeprefix("model/")}
+            for f in trained.manifest["files"]
+            if f["path"].startswith("model/")
+        ]
         start = Start({**base, "kind": "safetensors", "files": files}, trained.payload / "model")
     task = make_task(job.part.task, start, job.part.train)
     torch.manual_seed(0)
@@ -217,15 +235,21 @@ def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
     from hermitcrab.evaluate.value_added import compare, contamination
 
     part, draft = asked.part, job.draft
-    how = {"confidence": part.confidence, "resamples": part.resamples, "seed": part.seed}
-    digests = {name: (t.schema.metadata or {}).get(b"prompt_digest", b"").decode() or None for name, t in asked.test.items()}
+    how: dict[str, Any] = {"confidence": part.confidence, "resamples": part.resamples, "seed": part.seed}
+    digests: dict[str, Any] = {
+        name: (t.schema.metadata or {}).get(b"prompt_digest", b"").decode() or None for name, t in asked.test.items()
+    }
     metrics: list[dict[str, Any]] = []
     (draft.payload / "predictions").mkdir()
     for name, table in asked.test.items():
         metrics += measure(table, part.metrics, part.choices, model=name, prompt_digest=digests[name], **how)
-        pq.write_table(table.replace_schema_metadata(None), draft.payload / "predictions" / f"{file_name(name)}.parquet")
-    first = next((m["name"] for m in metrics), None)
-    held = {n: point(t, first, part.choices) for n, t in asked.validation.items() if n.startswith("base") and first}
+        pq.write_table(
+            table.replace_schema_metadata(None), draft.payload / "predictions" / f"{file_name(name)}.parquet"
+        )
+    first = metrics[0]["name"] if metrics else None
+    # Calibrated answers have no likelihood of their own: they take part where the deciding metric is about answers.
+    held = {n: point(t, first, part.choices) for n, t in asked.validation.items()
+            if n.startswith("base") and first and (first not in NEEDS_NLL or "nll" in t.column_names)}  # fmt: skip
     questions = [[_question(r) for r in asked.splits[split].to_pylist()] for split in ("train", "test")]
     seen = contamination(*without_frame(*questions))
     comparison = compare(asked.test, held or None, metrics=part.metrics, labels=part.choices, prompts=digests,
@@ -237,7 +261,11 @@ def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
     draft.write("metrics.json", metrics)
     draft.write("comparison.json", {**comparison, "fitted": asked.fitted})
     draft.write("ledger.json", [{"name": "test rows", **ledger.as_json()}])
-    seconds = {n: t.schema.metadata[b"cpu_seconds"] for n, t in asked.test.items() if b"cpu_seconds" in (t.schema.metadata or {})}
+    seconds = {
+        n: t.schema.metadata[b"cpu_seconds"]
+        for n, t in asked.test.items()
+        if b"cpu_seconds" in (t.schema.metadata or {})
+    }
     draft.facts["cpu_seconds_per_answer"] = {n: float(s) / asked.test[n].num_rows for n, s in seconds.items()}
 
 
@@ -247,15 +275,20 @@ def file_name(model: str) -> str:
 
 
 def without_frame(*lists: list[str]) -> list[list[str]]:
-    """The texts without what all of them begin and end with: an instruction that every prompt repeats is no contamination."""
-    everything = [text for texts in lists for text in texts]
-    if len(everything) < 2:
-        return list(lists)
-    head = os.path.commonprefix(everything)
-    head = head[: len(head) - len(head.split(" ")[-1])] if " " in head else ""
-    tail = os.path.commonprefix([text[len(head) :][::-1] for text in everything])[::-1]
-    tail = tail[tail.index(" ") :] if " " in tail else ""
-    return [[text[len(head) : len(text) - len(tail)] for text in texts] for texts in lists]
+    """The texts without the words that all begin and end with: an instruction that every prompt repeats is no contamination."""
+    split = [[text.split(" ") for text in texts] for texts in lists]
+    everything = [words for texts in split for words in texts]
+    head = _alike(everything)
+    tail = _alike([words[head:][::-1] for words in everything])
+    return [[" ".join(words[head : len(words) - tail]) for words in texts] for texts in split]
+
+
+def _alike(lists: list[list[str]]) -> int:
+    """How many words all lists begin with; of a single list, none is called common."""
+    if len(lists) < 2:
+        return 0
+    first, last = min(lists), max(lists)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def _question(row: dict[str, Any]) -> str:
@@ -283,5 +316,9 @@ def _read(path: Path) -> pa.Table:
 
 
 STAGE = Stage(
-    "evaluate", ("collect", "prepare", "train"), ("stages/evaluate.py", "evaluate", "tasks", "models", "data/packing.py"), slice_of, run
+    "evaluate",
+    ("collect", "prepare", "train"),
+    ("stages/evaluate.py", "evaluate", "tasks", "models", "data/packing.py"),
+    slice_of,
+    run,
 )

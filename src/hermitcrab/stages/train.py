@@ -63,7 +63,7 @@ def finish(job: Job, session: Any, model: Any, state: Any, seed: dict[str, Any] 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from hermitcrab.models.load import save_tokenizer
+    from hermitcrab.models.load import quiet, save_tokenizer
     from hermitcrab.train import adapters, parity
 
     part, draft, task = session.part, job.draft, session.task
@@ -79,12 +79,17 @@ def finish(job: Job, session: Any, model: Any, state: Any, seed: dict[str, Any] 
     merged = adapters.merge(model, part, dtype)
     parameters = sum(p.numel() for p in merged.parameters())
     folder = draft.payload / "model"
-    merged.save_pretrained(folder)
+    with quiet():
+        merged.save_pretrained(folder)
     save_tokenizer(session.task.start.base, session.task.start.path, folder)
     del merged, model
-    saved = parity.probe_logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), probes)
-    base = parity.probe_logits(task.model(torch.float32), probes)
-    draft.write("parity.json", parity.judge(trained, saved, base, probes, names))
+    with quiet():
+        reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    saved = parity.probe_logits(reloaded, probes)
+    del reloaded
+    base = parity.probe_logits(task.model(dtype).float(), probes)
+    started_in = session.start_dtype(draft.facts["plan"]["precision"])
+    draft.write("parity.json", {**parity.judge(trained, saved, base, probes, names), "base_dtype": started_in})
     told = {
         "method": part.method, "steps": state.step, "epochs": state.step * part.batch_size * part.accumulate / len(session.examples),
         "trainable_parameters": learnable, "parameters": parameters, "labels": state.labels,
@@ -105,4 +110,6 @@ def slice_of(recipe: Recipe) -> TrainSlice:
     return TrainSlice(task=recipe.task, train=recipe.train, init_seed=recipe.base.init_seed)
 
 
-STAGE = Stage("train", ("collect", "prepare"), ("stages/train.py", "train", "tasks", "models", "data/packing.py"), slice_of, run)
+STAGE = Stage(
+    "train", ("collect", "prepare"), ("stages/train.py", "train", "tasks", "models", "data/packing.py"), slice_of, run
+)

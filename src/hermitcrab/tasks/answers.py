@@ -160,7 +160,7 @@ def generate(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evalu
             L = max(len(prompts[i]) for i in members)
             ids_BL = torch.tensor([[task.encoder.pad] * (L - len(prompts[i])) + prompts[i] for i in members])
             mask_BL = torch.tensor([[0] * (L - len(prompts[i])) + [1] * len(prompts[i]) for i in members])
-            made = model.generate(input_ids=ids_BL, attention_mask=mask_BL, do_sample=False, num_beams=1,  # type: ignore[operator]
+            made = model.generate(input_ids=ids_BL, attention_mask=mask_BL, do_sample=False, num_beams=1,
                                   max_new_tokens=part.max_new_tokens, eos_token_id=task.encoder.eos,
                                   pad_token_id=task.encoder.pad)[:, L:].tolist()  # fmt: skip
             for i, ids in zip(members, made, strict=True):
@@ -204,7 +204,10 @@ def likelihood(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Eva
             nll[members], tokens[members] = sums.numpy(), wanted_BL.sum(1).numpy()
             bar.add(len(members))
     listed = rows.to_pylist()
-    said = [r["text"] if "text" in r else "\n".join(m["content"] for m in conversation(r) if m["role"] == "assistant") for r in listed]
+    said = [
+        r["text"] if "text" in r else "\n".join(m["content"] for m in conversation(r) if m["role"] == "assistant")
+        for r in listed
+    ]
     table = {
         "row_id": [r["row_id"] for r in listed],
         "reference": said if "text" not in listed[0] else [None] * len(listed),
@@ -229,11 +232,15 @@ def pack_each(documents: list[Any], length: int, pad: int) -> Any:
     )
 
 
-def _finish(table: dict[str, Any], rows: pa.Table, digest: str, cut: int, more: dict[str, Any] | None = None) -> pa.Table:
+def _finish(
+    table: dict[str, Any], rows: pa.Table, digest: str, cut: int, more: dict[str, Any] | None = None
+) -> pa.Table:
     """The table of predictions; what holds for all rows goes into its metadata."""
     if "document" in rows.column_names:
         table["document"] = rows["document"].to_pylist()
     told = {"prompt_digest": digest, "prompts_cut": str(cut), **{k: str(v) for k, v in (more or {}).items()}}
-    columns = {k: pa.array(v, pa.string()) if k in ("reference", "prediction", "document") else v for k, v in table.items()}
+    columns = {
+        k: pa.array(v, pa.string()) if k in ("reference", "prediction", "document") else v for k, v in table.items()
+    }
     columns["score"] = pa.array(table["score"], pa.float64())
     return pa.table(columns).replace_schema_metadata(told)

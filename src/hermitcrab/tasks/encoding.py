@@ -42,7 +42,11 @@ class Encoder:
 
     @property
     def template_digest(self) -> str:
-        return digest_bytes(self.template.encode()) if self.template else digest_json({"template": "none", "eos": self.eos})
+        return (
+            digest_bytes(self.template.encode())
+            if self.template
+            else digest_json({"template": "none", "eos": self.eos})
+        )
 
     def prompt(self, messages: list[Message]) -> list[int]:
         """Ids of everything that stands before the answer."""
@@ -100,7 +104,9 @@ def load_encoder(base: dict[str, Any], path: Path, template: str) -> Encoder:
     if eos is None:
         raise HermitcrabError(f"{base['name']}: its tokenizer names no eos_token, so no answer could end")
     if template == "chat" and text.chat_template is None:
-        raise HermitcrabError(f"{base['name']}: train.template is `chat`, and this base has no chat template; set train.template: none")
+        raise HermitcrabError(
+            f"{base['name']}: train.template is `chat`, and this base has no chat template; set train.template: none"
+        )
     chat = text.chat_template is not None and template != "none"
     return Encoder(
         encode=text.encode,

@@ -29,7 +29,6 @@ from hermitcrab.recipe import Evaluate, Train
 from hermitcrab.tasks import Loss, Start
 from hermitcrab.tasks.encoding import Encoder, load_encoder
 
-
 # What a merge or a compression is compared on: sentences of our own, so that no row of anybody's data enters a package.
 PROBES = (
     "The ferry leaves the harbor at six, and by seven the mountains are out of sight.",
@@ -88,7 +87,7 @@ class TextGeneration:
 
     def attach(self, model: nn.Module) -> None:
         """Have the head computed only where a label is."""
-        head = model.get_output_embeddings()  # type: ignore[operator]
+        head = model.get_output_embeddings()
         if head is not None and self.head not in head._forward_pre_hooks.values():
             head.register_forward_pre_hook(self.head)
 

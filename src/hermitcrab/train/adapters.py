@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,15 @@ def trainable(model: nn.Module, part: Train) -> nn.Module:
         linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
         for name in targets:
             if name not in linear:
-                raise HermitcrabError(f"train.lora.targets: the model has no linear module `{name}`{did_you_mean(name, linear)}")
+                raise HermitcrabError(
+                    f"train.lora.targets: the model has no linear module `{name}`{did_you_mean(name, linear)}"
+                )
     torch.manual_seed(part.seed)
-    config = LoraConfig(r=part.lora.rank, lora_alpha=part.lora.alpha, lora_dropout=part.lora.dropout, target_modules=targets,  # type: ignore[arg-type]
+    config = LoraConfig(r=part.lora.rank, lora_alpha=part.lora.alpha, lora_dropout=part.lora.dropout, target_modules=targets,
                         task_type="CAUSAL_LM")  # fmt: skip
-    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    with warnings.catch_warnings():  # peft asks transformers by an old name, which is nothing to the user
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        adapted = get_peft_model(model, config)
     for parameter in adapted.parameters():  # adapters learn in float32; the frozen rest stays as it is
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

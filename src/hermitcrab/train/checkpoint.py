@@ -65,10 +65,14 @@ def load_learnt(path: Path, model: nn.Module) -> None:
     tensors, here = load_file(path), learnt(model)
     if tensors.keys() != here.keys():
         odd = sorted(tensors.keys() ^ here.keys())
-        raise HermitcrabError(f"{path}: the checkpoint is of another model; {len(odd)} tensors differ, the first is {odd[0]}")
+        raise HermitcrabError(
+            f"{path}: the checkpoint is of another model; {len(odd)} tensors differ, the first is {odd[0]}"
+        )
     for name, tensor in here.items():
         if tensor.shape != tensors[name].shape:
-            raise HermitcrabError(f"{path}: {name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)}")
+            raise HermitcrabError(
+                f"{path}: {name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)}"
+            )
         tensor.copy_(tensors[name])
 
 

@@ -104,7 +104,9 @@ class Ranks:
 class Fit:
     """One training: a model, its examples and a folder for checkpoints and log."""
 
-    def __init__(self, task: Any, model: nn.Module, part: Train, plan: Plan, folder: Path, examples: Any, validation: Any):
+    def __init__(
+        self, task: Any, model: nn.Module, part: Train, plan: Plan, folder: Path, examples: Any, validation: Any
+    ):
         self.task, self.part, self.plan, self.folder = task, part, plan, folder
         self.examples, self.validation = examples, validation
         self.ranks = Ranks.here()
@@ -162,7 +164,7 @@ class Fit:
         for number, batch in enumerate(batches):
             torch.manual_seed(hash_seed(part.seed, step, number, ranks.rank))
             last = number == len(batches) - 1
-            quiet = nullcontext() if last or ranks.world == 1 else self.model.no_sync()  # type: ignore[operator]
+            quiet = nullcontext() if last or ranks.world == 1 else self.model.no_sync()
             with quiet:
                 with self._autocast():
                     loss = self.task.loss(self.model, batch)
@@ -235,7 +237,11 @@ class Fit:
         path = self.folder / "log.jsonl"
         kept = []
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= self.state.step]
+            kept = [
+                line
+                for line in path.read_text().splitlines()
+                if line.endswith("}") and json.loads(line)["step"] <= self.state.step
+            ]
         path.write_text("".join(line + "\n" for line in kept))
         return open(path, "a")
 

@@ -6,6 +6,7 @@ distribution by at most a tenth of what training moved it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +36,30 @@ def compare(a_NV: torch.Tensor, b_NV: torch.Tensor) -> dict[str, float]:
     }
 
 
-def judge(trained: torch.Tensor, merged: torch.Tensor, base: torch.Tensor, probes: list[list[int]], names: list[str]) -> dict[str, Any]:
+def within(found: dict[str, float], tolerance: dict[str, float]) -> bool:
+    return found["top1_agreement"] >= tolerance["top1_agreement"] and found["mean_kl"] <= tolerance["mean_kl"]
+
+
+def recompute(package: Path, base: nn.Module, probes: list[list[int]]) -> dict[str, float]:
+    """Parity of a package afresh: `base` (in the precision that it was trained in) with the package's adapter, and the
+    package's own weights, on the recorded probes."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from hermitcrab.models.load import quiet
+
+    with quiet():
+        adapted = PeftModel.from_pretrained(base.float(), package / "adapter")
+        trained = probe_logits(adapted, probes)
+        del adapted
+        return compare(
+            trained, probe_logits(AutoModelForCausalLM.from_pretrained(package, dtype=torch.float32), probes)
+        )
+
+
+def judge(
+    trained: torch.Tensor, merged: torch.Tensor, base: torch.Tensor, probes: list[list[int]], names: list[str]
+) -> dict[str, Any]:
     """parity.json.
 
     Raises:
@@ -43,7 +67,7 @@ def judge(trained: torch.Tensor, merged: torch.Tensor, base: torch.Tensor, probe
     """
     found, moved = compare(trained, merged), compare(trained, base)["mean_kl"]
     tolerance = {"top1_agreement": TOP1, "mean_kl": max(FLOOR, SHARE * moved)}
-    ok = found["top1_agreement"] >= tolerance["top1_agreement"] and found["mean_kl"] <= tolerance["mean_kl"]
+    ok = within(found, tolerance)
     if bool((merged == base).all()):
         raise HermitcrabError(
             "the trained model answers exactly as its base does: training changed nothing that its final precision can hold. "

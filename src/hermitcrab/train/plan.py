@@ -12,11 +12,13 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from hermitcrab.errors import UsageError
 from hermitcrab.recipe import Train
 
 PROBE_SECONDS = 0.25  # for each thing that is measured
@@ -62,18 +64,33 @@ def choose_precision(wanted: str, device: str) -> tuple[str, str]:
     if wanted != "auto":
         return wanted, "as the recipe says"
     if device == "cuda":
-        return ("bfloat16", "GPU with bfloat16") if torch.cuda.is_bf16_supported() else ("float32", "GPU without bfloat16")
+        return (
+            ("bfloat16", "GPU with bfloat16") if torch.cuda.is_bf16_supported() else ("float32", "GPU without bfloat16")
+        )
     rates = {}
     for name in ("float32", "bfloat16"):
         a = torch.ones(512, 1024, dtype=getattr(torch, name))
         b = torch.ones(1024, 1024, dtype=getattr(torch, name))
-        rates[name] = rate(lambda a=a, b=b: a @ b) * 2 * 512 * 1024 * 1024 / 1e9
+        rates[name] = rate(partial(torch.mm, a, b)) * 2 * 512 * 1024 * 1024 / 1e9
     told = ", ".join(f"{name} {r:.0f} GFLOP/s" for name, r in rates.items())
     return ("bfloat16" if rates["bfloat16"] > 1.2 * rates["float32"] else "float32"), told
 
 
-def choose_attention(wanted: str, config: Any, rows: int, length: int, dtype: torch.dtype, device: str) -> tuple[str, str]:
-    """The kernel that is fastest forward and backward on one layer of this model's shape with a block mask."""
+def choose_attention(
+    wanted: str, model: Any, rows: int, length: int, dtype: torch.dtype, device: str
+) -> tuple[str, str]:
+    """The kernel that is fastest forward and backward on one layer of this model's shape with a block mask.
+
+    Raises:
+        UsageError: the recipe asks for a kernel that would leave out a part of this model's attention.
+    """
+    config = getattr(model, "config", None)
+    if getattr(config, "attn_logit_softcapping", None) or not getattr(model, "_supports_sdpa", False):
+        if wanted not in ("auto", "eager"):
+            raise UsageError(
+                f"train.attention: {wanted} leaves out what {config.model_type} does to its scores; expected auto or eager"
+            )
+        return "eager", "the only kernel that this architecture has"
     if wanted != "auto":
         return wanted, "as the recipe says"
     if device == "cuda":
@@ -87,7 +104,11 @@ def choose_attention(wanted: str, config: Any, rows: int, length: int, dtype: to
     shape = (rows, heads, length, width)
     q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
     seen = torch.ones(length, length, dtype=torch.bool).tril().expand(rows, 1, length, length)
-    rates = {name: rate(lambda f=kernel: f(q, k, v, seen).sum().backward()) for name, kernel in KERNELS.items()}
+
+    def both_ways(kernel: Callable[..., torch.Tensor]) -> None:
+        kernel(q, k, v, seen).sum().backward()
+
+    rates = {name: rate(partial(both_ways, kernel)) for name, kernel in KERNELS.items()}
     told = ", ".join(f"{name} {1000 / r:.1f} ms" for name, r in rates.items())
     return max(rates, key=lambda n: rates[n]), told
 
@@ -103,13 +124,12 @@ def choose_compile(wanted: str, part: Train, step_seconds: float, steps: int, de
     return saved > COMPILE_SECONDS, f"would save about {saved:.0f} s of {COMPILE_SECONDS:.0f} s that it costs"
 
 
-def make_plan(part: Train, config: Any, packed_rows: int, parameters: int, processes: int) -> Plan:
+def make_plan(part: Train, model: Any, packed_rows: int, processes: int) -> Plan:
     """Probe the machine for this work.
 
     Args:
-        config: the model's configuration (heads, widths).
+        model: as loaded (heads, widths and size are asked of it).
         packed_rows: rows in an epoch.
-        parameters: of the model, for the estimate of a step.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     per_step = part.batch_size * part.accumulate
@@ -118,7 +138,10 @@ def make_plan(part: Train, config: Any, packed_rows: int, parameters: int, proce
     torch.set_num_threads(threads)
     precision, why_precision = choose_precision(part.precision, device)
     dtype = getattr(torch, precision)
-    attention, why_attention = choose_attention(part.attention, config, part.batch_size, part.sequence_length, dtype, device)
+    attention, why_attention = choose_attention(
+        part.attention, model, part.batch_size, part.sequence_length, dtype, device
+    )
+    parameters = sum(p.numel() for p in model.parameters())
     step_seconds = 6 * parameters * per_step * part.sequence_length / (1e11 * (2 if precision == "bfloat16" else 1))
     compiled, why_compile = choose_compile(part.compile, part, step_seconds, steps, device)
     return Plan(

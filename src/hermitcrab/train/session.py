@@ -46,7 +46,8 @@ class Session:
         job = read_json(folder / "job.json")
         part = Train.model_validate(job["part"])
         task = make_task(job["task"], Start(job["base"], Path(job["path"]), job["seed"]), part)
-        ledgers, packed = [], {}
+        ledgers: list[dict[str, Any]] = []
+        packed: dict[str, Any] = {}
         for split in ("train", "validation"):
             rows = pq.read_table(Path(job["rows"]) / f"{split}.parquet")
             packed[split] = None
@@ -56,9 +57,13 @@ class Session:
                 ledgers.append({"name": f"{split} tokens", **ledger.as_json(), **told})
         return cls(folder, task, part, packed["train"], packed["validation"], ledgers)
 
+    def start_dtype(self, precision: str) -> str:
+        """What the base's weights are loaded in: frozen ones in the working precision, learnt ones in float32."""
+        return precision if self.part.method == "lora" else "float32"
+
     def model(self, precision: str) -> nn.Module:
-        """The model, still without adapters. Frozen weights stand in the working precision, learnt ones in float32."""
-        return self.task.model(getattr(torch, precision) if self.part.method == "lora" else torch.float32)
+        """The model, still without adapters."""
+        return self.task.model(getattr(torch, self.start_dtype(precision)))
 
     def plan(self, processes: int) -> tuple[Plan, nn.Module]:
         """The frozen plan of this folder, made now if there is none; and the model that it was made for."""
@@ -69,9 +74,8 @@ class Session:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         precision, why = choose_precision(self.part.precision, device)
         model = self.model(precision)
-        parameters = sum(p.numel() for p in model.parameters())
         fixed = self.part.model_copy(update={"precision": precision})
-        plan = make_plan(fixed, getattr(model, "config", None), len(self.examples), parameters, processes)
+        plan = make_plan(fixed, model, len(self.examples), processes)
         plan.why["precision"] = why
         if plan.compile and (problem := self._cannot_compile(model, plan)):
             plan.compile, plan.why["compile"] = False, f"it failed: {problem}"
@@ -102,7 +106,7 @@ class Session:
         use_attention(model, plan.attention)
         self.task.attach(model)
         if plan.compile:
-            for layer in model.get_decoder().layers:  # type: ignore[operator]
+            for layer in model.get_decoder().layers:
                 layer.compile(dynamic=False)
         if torch.cuda.is_available():
             model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
@@ -126,11 +130,15 @@ def launch(folder: Path, processes: int) -> None:
     (folder / "failed.txt").unlink(missing_ok=True)
     threads = str(read_json(folder / "plan.json")["threads"])
     with open(folder / "torchrun.log", "ab") as log:
-        code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}).returncode
+        code = subprocess.run(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}
+        ).returncode
     if code:
         said = folder / "failed.txt"
         tail = (folder / "torchrun.log").read_text(errors="replace").strip().splitlines()[-1:]
-        raise HermitcrabError(said.read_text() if said.exists() else f"torchrun ended with status {code}: {' '.join(tail)}")
+        raise HermitcrabError(
+            said.read_text() if said.exists() else f"torchrun ended with status {code}: {' '.join(tail)}"
+        )
     if not found(folder / "checkpoints"):
         raise HermitcrabError("torchrun ended without a checkpoint")
 
