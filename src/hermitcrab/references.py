@@ -286,8 +286,8 @@ def _fetch_hub(resolved: Resolved) -> Path:
             raise HermitcrabError(
                 f"{resolved.uri}: cannot be downloaded, and is not in the cache here ({type(error).__name__}: {why})"
             ) from error
-        beside = folder.with_name(f".{commit}.{os.getpid()}")
-        shutil.rmtree(beside, ignore_errors=True)
+        beside = folder.with_name(f".{commit}")
+        shutil.rmtree(beside, ignore_errors=True)  # of a killed fetch
         with disk_errors("cannot write to the cache"):
             beside.mkdir(parents=True)
             for file in sorted(p for p in snapshot.iterdir() if p.is_file()):

