@@ -208,7 +208,7 @@ def _resolve_run(reference: str, rest: str, store: Store) -> Resolved:
         near = did_you_mean(name, runs) or "; this store has no runs"
         raise UsageError(f"{reference}: there is no run `{name}`{near}")
     made = runs[name]["artifacts"]
-    stage = stage or "train"
+    stage = stage or ("package" if "package" in made else "train")  # the package knows its license
     if stage not in made:
         raise UsageError(f"{reference}: that run has no stage `{stage}`{did_you_mean(stage, made)}")
     artifact = store.find(made[stage])
