@@ -23,7 +23,7 @@ from hermitcrab.progress import say
 from hermitcrab.recipe import Train
 from hermitcrab.store import read_json, write_json
 from hermitcrab.tasks import Start, make_task
-from hermitcrab.train.adapters import trainable
+from hermitcrab.train.adapters import adapter_inputs_as_they_are, trainable
 from hermitcrab.train.attention import use_attention
 from hermitcrab.train.checkpoint import found
 from hermitcrab.train.loop import Fit, State
@@ -115,7 +115,9 @@ class Session:
     def fit(self, model: nn.Module, plan: Plan, mark: Callable[[], None] = lambda: None) -> State:
         torch.set_num_threads(plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        return Fit(self.task, model, self.part, plan, self.folder, self.examples, self.validation).run(mark)
+        fit = Fit(self.task, model, self.part, plan, self.folder, self.examples, self.validation)
+        with adapter_inputs_as_they_are(model, plan.precision == "bfloat16"):
+            return fit.run(mark)
 
 
 def launch(folder: Path, processes: int) -> None:
