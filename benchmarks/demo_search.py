@@ -60,7 +60,12 @@ def trial(run: Run, train: bool) -> dict[str, Any]:
         answers = session.task.predict(model, rows, recipe.evaluate)
     right = [a == b for a, b in zip(answers["reference"].to_pylist(), answers["prediction"].to_pylist(), strict=True)]
     nll = answers["nll"].to_pylist()
-    return {**told, "validation_accuracy": sum(right) / len(right), "validation_nll": sum(nll) / len(nll), "rows": len(right)}
+    return {
+        **told,
+        "validation_accuracy": sum(right) / len(right),
+        "validation_nll": sum(nll) / len(nll),
+        "rows": len(right),
+    }
 
 
 def main() -> None:
@@ -71,12 +76,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="32 rows, one trial: about a minute")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    grid = [[f"{key}={value}" for value in values.split("|")] for key, _, values in (g.partition("=") for g in args.grid)]
+    grid = [
+        [f"{key}={value}" for value in values.split("|")] for key, _, values in (g.partition("=") for g in args.grid)
+    ]
     fixed = ["data.take=32", "train.epochs=1", "data.split.validation=64"] if args.quick else []
     found: list[dict[str, Any]] = []
     for settings in [None, *itertools.product(*grid)]:
         run = prepared(load(args.recipe, [*fixed, *(settings or ())]), Store(args.store))
-        found.append({"settings": list(settings) if settings is not None else "base, zero-shot", **trial(run, settings is not None)})
+        found.append(
+            {
+                "settings": list(settings) if settings is not None else "base, zero-shot",
+                **trial(run, settings is not None),
+            }
+        )
         print(json.dumps(found[-1]), flush=True)
         if args.json:
             write_json(args.json, found)

@@ -1,8 +1,12 @@
 """What tests of several modules share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Tiny models on a busy machine: threads that spin while they wait cost more than all the arithmetic.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -80,5 +80,7 @@ def test_schema_is_json(capsys):
 
 
 def test_a_reader_that_leaves_early_is_no_crash():
-    pipe = subprocess.run(f"{sys.executable} -m hermitcrab schema | head -c 10", shell=True, capture_output=True, text=True)
+    pipe = subprocess.run(
+        f"{sys.executable} -m hermitcrab schema | head -c 10", shell=True, capture_output=True, text=True
+    )
     assert "Traceback" not in pipe.stderr

@@ -122,7 +122,9 @@ def test_the_package_is_what_others_load(here):
 
     package = here / "runs" / "small" / "package"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(package), AutoTokenizer.from_pretrained(package)
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "the weather is good"}], add_generation_prompt=True, return_tensors="pt")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "the weather is good"}], add_generation_prompt=True, return_tensors="pt"
+    )
     ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]
     assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[1] > ids.shape[1]
     from peft import PeftModel
@@ -130,7 +132,16 @@ def test_the_package_is_what_others_load(here):
     base = AutoModelForCausalLM.from_pretrained(here / "base")
     assert PeftModel.from_pretrained(base, package / "adapter") is not None
     key = here / "config" / "hermitcrab" / "signing-key.pub.pem"
-    command = [Path(sys.executable).with_name("model_signing"), "verify", "key", package, "--signature", package / "model.sig", "--public_key", key]
+    command = [
+        Path(sys.executable).with_name("model_signing"),
+        "verify",
+        "key",
+        package,
+        "--signature",
+        package / "model.sig",
+        "--public_key",
+        key,
+    ]
     told = subprocess.run(command, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
 
@@ -249,7 +260,15 @@ def test_messages_text_and_unsigned_packages_go_through(here, capsys):
     short = ["train.steps=2", "evaluate.few_shot=0", "evaluate.calibrate=false", "evaluate.baselines=[]", "evaluate.choices=[]",
              "evaluate.max_new_tokens=4", "package.sign=false", "data.split.test=20"]  # fmt: skip
     for name, file, form in (("chat", "chat.jsonl", "messages"), ("plain", "plain.txt", "text")):
-        status, _, err = crab("run", "small.yaml", f"name={name}", f"data.train.path={file}", f"data.train.format={form}", *short, capsys=capsys)
+        status, _, err = crab(
+            "run",
+            "small.yaml",
+            f"name={name}",
+            f"data.train.path={file}",
+            f"data.train.format={form}",
+            *short,
+            capsys=capsys,
+        )
         assert status == 0, err
         metrics = read_json(next((here / ".crab/store/artifacts").glob("*/payload/metrics.json")))
         assert metrics
@@ -284,7 +303,9 @@ def test_every_key_of_the_schema_is_read_by_something(here, monkeypatch, capsys)
     run = Run(recipes.load(here / "fresh.yaml"), Store(here / ".crab/store"), here / "runs")
     run.execute()
     parts = {p.__name__: p for p in [recipes.Recipe, *_all_parts(recipes.Recipe)]}
-    unread = [f"{name}.{field}" for name, part in parts.items() for field in part.model_fields if (name, field) not in read]
+    unread = [
+        f"{name}.{field}" for name, part in parts.items() for field in part.model_fields if (name, field) not in read
+    ]
     # The report shows texts by what gather finds in the recorded recipe, which is plain JSON by then.
     assert unread == ["Recipe.report", "Report.show_text"]
 

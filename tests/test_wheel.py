@@ -17,13 +17,20 @@ FORBIDDEN = ("torchvision", "torchaudio")
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)], check=True, capture_output=True
+    )
     return next(out.glob("*.whl"))
 
 
 def test_the_wheel_has_the_package_its_page_its_schema_and_the_license(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("hermitcrab/cli.py", "hermitcrab/report/page.html", "hermitcrab/recipe.schema.json", "hermitcrab/py.typed"):
+    for wanted in (
+        "hermitcrab/cli.py",
+        "hermitcrab/report/page.html",
+        "hermitcrab/recipe.schema.json",
+        "hermitcrab/py.typed",
+    ):
         assert wanted in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not [n for n in names if n.startswith(("tests/", "benchmarks/"))]
@@ -46,7 +53,9 @@ def test_a_fresh_environment_shows_and_verifies_without_torch(wheel, tmp_path):
     subprocess.run(install, check=True, capture_output=True, env=environment)
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([crab, *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path, env=environment)
+        return subprocess.run(
+            [crab, *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
 
     assert "crab run" in run("--help").stdout
     assert run("doctor").returncode == 0
@@ -58,5 +67,7 @@ def test_a_fresh_environment_shows_and_verifies_without_torch(wheel, tmp_path):
     assert subprocess.run([python, "-c", "import torch"], capture_output=True, env=environment).returncode != 0
     (tmp_path / "base").mkdir()
     (tmp_path / "rows.csv").write_text("prompt,completion\na,b\n")
-    (tmp_path / "r.yaml").write_text("name: a\ntask: text-generation\nbase: {path: base, license: MIT}\ndata: {train: {path: rows.csv, license: MIT}}\n")
+    (tmp_path / "r.yaml").write_text(
+        "name: a\ntask: text-generation\nbase: {path: base, license: MIT}\ndata: {train: {path: rows.csv, license: MIT}}\n"
+    )
     assert "Traceback" not in run("run", "r.yaml").stderr

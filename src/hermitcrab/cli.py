@@ -196,7 +196,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         first = next((a for a in arguments if not a.startswith("-")), None)
         if first is not None and first not in VERBS:
             raise UsageError(f"crab has no verb `{first}`{did_you_mean(first, VERBS)}")
-        args = parser().parse_args(arguments)
+        args, left = parser().parse_known_args(arguments)
+        for word in left:  # overrides may stand behind options
+            if word.startswith("-") or "=" not in word or not hasattr(args, "overrides"):
+                raise UsageError(f"unrecognized arguments: {word} (see `crab {args.verb} --help`)")
+            args.overrides.append(word)
         if args.verb is None:
             parser().print_help()
             return 2
@@ -210,11 +214,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HermitcrabError as error:
         print(f"crab: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            print(f"crab: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ncrab: stopped; the same command continues where it was", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

@@ -45,10 +45,13 @@ def tree_files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
 
 
-def describe_files(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+def describe_files(
+    folder: Path, names: Iterable[str], seen: Callable[[int], object] | None = None
+) -> list[dict[str, Any]]:
     """`{path, sha256, size}` for each name below `folder`."""
     return [
-        {"path": name, "sha256": digest_file(folder / name), "size": (folder / name).stat().st_size} for name in names
+        {"path": name, "sha256": digest_file(folder / name, seen), "size": (folder / name).stat().st_size}
+        for name in names
     ]
 
 

@@ -10,13 +10,25 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hermitcrab.recipe import Recipe
+from hermitcrab.references import Resolved
 from hermitcrab.store import Artifact
 
+TYPICAL = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 2048,
+    "vocab_size": 32000,
+}
+READ = 10e6  # bytes a second of a CSV into rows
+ROW_BYTES = 200.0  # of a file whose rows were not counted yet
 RUNTIME = 900 << 20  # bytes that Python, torch and transformers take by themselves
 TOKEN_BYTES = 4.0  # of text, for English; fewer for Chinese, so times for it are lower bounds
 EFFICIENCY = 0.5
@@ -36,19 +48,23 @@ def _timed(a: np.ndarray) -> float:
     return time.perf_counter() - began
 
 
-def estimate(recipe: Recipe, artifacts: dict[str, Artifact]) -> dict[str, dict[str, float]]:
-    """`{stage: {seconds, memory, disk}}` (bytes) for the stages whose size is known; empty before `collect` is done."""
-    if "collect" not in artifacts:
+def estimate(
+    recipe: Recipe, artifacts: dict[str, Artifact], resolved: Mapping[str, Resolved]
+) -> dict[str, dict[str, float]]:
+    """`{stage: {seconds, memory, disk}}` (bytes) for the stages whose size can be told: from what is in the store, else from
+    files that lie here already. Empty where the base or the data have yet to be fetched."""
+    base, rows = _base(recipe, artifacts, resolved), _rows(recipe, artifacts, resolved)
+    if base is None or rows is None:
         return {}
-    base = artifacts["collect"].read("base.json")
-    parameters, shape = base["parameters"], base.get("config") or {}
-    rows = _rows(artifacts)
+    shape = {**TYPICAL, **base["shape"]}
+    hidden, layers, heads = (shape[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    parameters = base["parameters"] or shape["vocab_size"] * hidden + layers * (
+        4 * hidden**2 + 3 * hidden * shape["intermediate_size"]
+    )
     tokens = min(rows["train"], recipe.data.take or rows["train"]) * rows["tokens"] * recipe.train.epochs
     rate = float32_rate() * (2 if _has_bfloat16() else 1) * EFFICIENCY
     lora = recipe.train.method == "lora"
     micro = recipe.train.batch_size * recipe.train.sequence_length
-    hidden, layers, heads = (shape.get(k) or d for k, d in
-                             (("hidden_size", 768), ("num_hidden_layers", 12), ("num_attention_heads", 12)))  # fmt: skip
     activations = 34 * micro * hidden * layers + 6 * micro * recipe.train.sequence_length * heads * layers
     if recipe.train.steps:
         tokens = recipe.train.steps * micro * recipe.train.accumulate
@@ -57,7 +73,10 @@ def estimate(recipe: Recipe, artifacts: dict[str, Artifact]) -> dict[str, dict[s
     asked = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * rows["tokens"] * passes
     weights = max(6 * parameters, 2 * parameters + activations) if lora else 16 * parameters + activations
     shipped = final * parameters * 1.1
+    text = rows["bytes"]
     return {
+        "collect": {"seconds": 1 + text / READ, "memory": 200 << 20, "disk": text},
+        "prepare": {"seconds": 1 + text / READ, "memory": (200 << 20) + 8 * text, "disk": text},
         "train": {
             "seconds": (4 if lora else 6) * parameters * tokens / rate,
             "memory": weights + RUNTIME,
@@ -70,6 +89,20 @@ def estimate(recipe: Recipe, artifacts: dict[str, Artifact]) -> dict[str, dict[s
         },
         "package": {"seconds": 2.0, "memory": 200 << 20, "disk": 2 * shipped},
     }
+
+
+def _base(recipe: Recipe, artifacts: dict[str, Artifact], resolved: Mapping[str, Resolved]) -> dict[str, Any] | None:
+    """Parameters and shape of the base: as recorded, or from the header of a file that lies here."""
+    if "collect" in artifacts:
+        return artifacts["collect"].read("base.json")
+    if recipe.base.architecture is not None:
+        return {"parameters": None, "shape": {k: v for k, v in recipe.base.architecture.items() if k in TYPICAL}}
+    path = resolved[recipe.base.path].path
+    if path is None:
+        return None
+    from hermitcrab.models.formats import open_weights
+
+    return {"parameters": open_weights(path).parameters, "shape": {}}
 
 
 def shortage(needs: dict[str, dict[str, float]], store: Path) -> str | None:
@@ -89,20 +122,32 @@ def shortage(needs: dict[str, dict[str, float]], store: Path) -> str | None:
     return None
 
 
-def _rows(artifacts: dict[str, Artifact]) -> dict[str, float]:
-    """Rows by split, and mean tokens a row, from the row tables that are there."""
+def _rows(recipe: Recipe, artifacts: dict[str, Artifact], resolved: Mapping[str, Resolved]) -> dict[str, float] | None:
+    """Rows by split, bytes of text and mean tokens a row: from row tables, or guessed from the sizes of files."""
     import pyarrow.parquet as pq
 
-    source = artifacts.get("prepare") or artifacts["collect"]
     counts: dict[str, float] = {"train": 0, "validation": 0, "test": 0}
-    size = 0
-    for split in counts:
-        path = source.payload / f"{split}.parquet"
-        if path.exists():
-            meta = pq.read_metadata(path)
-            counts[split] = meta.num_rows
-            size += sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups))
-    return {**counts, "tokens": size / TOKEN_BYTES / max(1, sum(counts.values()))}
+    size = 0.0
+    if source := artifacts.get("prepare") or artifacts.get("collect"):
+        for split in counts:
+            path = source.payload / f"{split}.parquet"
+            if path.exists():
+                meta = pq.read_metadata(path)
+                counts[split] = meta.num_rows
+                size += sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups))
+    else:
+        for split in counts:
+            for part in getattr(recipe.data, split):
+                here = resolved[part.path].path
+                if here is None:
+                    return None
+                counts[split] += here.stat().st_size / ROW_BYTES
+                size += here.stat().st_size
+    for split in ("validation", "test") if "prepare" not in artifacts else ():
+        if not counts[split]:
+            wanted = getattr(recipe.data.split, split)
+            counts[split] = wanted if isinstance(wanted, int) else wanted * counts["train"]
+    return {**counts, "bytes": size, "tokens": size / TOKEN_BYTES / max(1, sum(counts.values()))}
 
 
 def _has_bfloat16() -> bool:

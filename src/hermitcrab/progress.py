@@ -6,10 +6,10 @@ Everything goes to standard error, so `--json` keeps standard output to itself.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 FIRST = 2.0  # seconds before anything is said
 EVERY_PLAIN = 15.0  # seconds between plain lines
@@ -43,7 +43,10 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts towards `total` (None: unknown) and tells rate and remaining time."""
+    """Counts towards `total` (None: unknown) and tells rate and remaining time.
+
+    A heartbeat speaks where nothing was counted for a while, so that one long step is not mistaken for a hang.
+    """
 
     def __init__(self, what: str, total: float | None = None, unit: str = "", start: float = 0):
         self.what, self.total, self.unit = what, total, unit
@@ -51,35 +54,51 @@ class Progress:
         self.began = self.said = time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.spoke = False
+        self.note = ""
+        self._over = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
 
     def add(self, count: float = 1, note: str = "") -> None:
         self.done += count
+        self.note = note
+        self._perhaps_say()
+
+    def _beat(self) -> None:
+        while not self._over.wait(FIRST):
+            self._perhaps_say()
+
+    def _perhaps_say(self) -> None:
         now = time.monotonic()
         wait = (EVERY_TERMINAL if self.terminal else EVERY_PLAIN) if self.spoke else FIRST
-        if _quiet or now - self.said < wait:
-            return
-        self.said, self.spoke = now, True
-        self._line(now, note, end="\r" if self.terminal else "\n")
+        if not _quiet and now - self.said >= wait:
+            self.said, self.spoke = now, True
+            self._line(now)
 
-    def _line(self, now: float, note: str, end: str) -> None:
+    def _line(self, now: float) -> None:
         rate = (self.done - self.start) / max(now - self.began, 1e-9)
-        text = f"  {self.what}: {self.done:,.0f}"
-        if self.total:
-            text += f" of {self.total:,.0f}"
-        text += f" {self.unit}, {rate:,.1f}/s" if self.unit else f", {rate:,.1f}/s"
+        text = f"  {self.what}: "
+        if self.total or self.done:
+            text += f"{self.done:,.0f}{f' of {self.total:,.0f}' if self.total else ''}{f' {self.unit}' if self.unit else ''}, {rate:,.1f}/s"
+        else:
+            text += duration(now - self.began)
         if self.total and rate > 0 and self.done < self.total:
             text += f", {duration((self.total - self.done) / rate)} left"
-        text += f", {note}" if note else ""
-        print(text.ljust(100) if self.terminal else text, end=end, file=sys.stderr, flush=True)
+        text += f", {self.note}" if self.note else ""
+        print(
+            text.ljust(100) if self.terminal else text, end="\r" if self.terminal else "\n", file=sys.stderr, flush=True
+        )
 
     def close(self) -> None:
+        self._over.set()
+        self._heart.join()
         if self.spoke and self.terminal and not _quiet:
             print("".ljust(100), end="\r", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def progress(what: str, total: float | None = None, unit: str = "", **more: Any) -> Iterator[Progress]:
-    bar = Progress(what, total, unit, **more)
+def progress(what: str, total: float | None = None, unit: str = "", start: float = 0) -> Iterator[Progress]:
+    bar = Progress(what, total, unit, start)
     try:
         yield bar
     finally:

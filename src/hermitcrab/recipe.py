@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from hermitcrab.errors import UsageError, did_you_mean
 
 SHA256 = r"^(sha256:)?[0-9a-f]{64}$"
+
+
+Metric = Literal["accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte"]
 
 
 class Part(BaseModel):
@@ -37,6 +40,7 @@ def _prefixed(value: str | None) -> str | None:
 Digest = Annotated[str, Field(pattern=SHA256), AfterValidator(_prefixed)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**53)]  # what JSON holds exactly
 
 
 class Base(Part):
@@ -51,7 +55,7 @@ class Base(Part):
     """For `scratch`: a transformers configuration, with its `model_type`."""
     tokenizer: str | None = None
     """For `scratch`: a reference whose tokenizer is used."""
-    init_seed: int | None = None
+    init_seed: Seed | None = None
     """For `scratch`: repeat the initial weights of an earlier run. Default: fresh entropy, committed to in the record."""
 
 
@@ -81,7 +85,7 @@ class Split(Part):
     """Rows (or share) held out for choices: early stop, calibration. Unused where a validation source is given."""
     test: Annotated[int, Field(ge=0)] | Share = 0.1
     """Rows (or share) that only `evaluate` opens. Unused where a test source is given."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Data(Part):
@@ -130,7 +134,7 @@ class Train(Part):
     """An example longer than a row: drop it, or cut it on this side. Counted either way."""
     template: Literal["auto", "chat", "none"] = "auto"
     """Wrap prompts in the base's chat template; `auto`: where it has one."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of data order, dropout and adapters."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """What matrix products run in; `auto` is probed."""
@@ -155,9 +159,7 @@ class Train(Part):
 
 
 class Evaluate(Part):
-    metrics: list[Literal["accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte"]] = [
-        "accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte",
-    ]  # fmt: skip
+    metrics: Annotated[list[Metric], Field(min_length=1)] = list(get_args(Metric))
     """What is reported, where the task has it. The first that it has decides the verdict."""
     against: Literal["base", "none"] = "base"
     """Whom the derived model is compared with."""
@@ -178,7 +180,15 @@ class Evaluate(Part):
     """Of the paired bootstrap."""
     noise_rows: Annotated[int, Field(ge=0)] = 128
     """Rows answered again with another batch size, to see the noise floor; 0: none."""
-    seed: int = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _choices_differ(self) -> Evaluate:
+        if len(set(self.choices)) != len(self.choices) or len(self.choices) == 1:
+            raise ValueError(f"choices are at least two, each once. Received: choices={self.choices}")
+        if not self.choices and (self.few_shot or self.calibrate or self.baselines):
+            raise ValueError("few_shot, calibrate and baselines need choices. Received: choices=[]")
+        return self
 
 
 class Package(Part):
@@ -230,10 +240,20 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
+def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """A YAML 1.2 integer: `010` is ten, and `1_000` a thousand."""
+    return int(node.value.replace("_", ""))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+
+
 def _check_twice(node: yaml.Node, file: str) -> None:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise UsageError(f"{file}:{key.start_mark.line + 1}: a key is a word, not a list or a mapping")
             if key.value in seen:
                 raise UsageError(f"{file}:{key.start_mark.line + 1}: the key `{key.value}` is given twice")
             seen.add(key.value)
@@ -284,7 +304,14 @@ def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
     lines = []
     for item in error.errors():
         # A union of types adds steps of its own to the path (`int`, `constrained-str`); keep what the user wrote.
-        path = [s for s in item["loc"] if isinstance(s, int) or re.fullmatch(r"[A-Za-z0-9_-]+", str(s))]
+        last = len(item["loc"]) - 1
+        path = [
+            s
+            for i, s in enumerate(item["loc"])
+            if isinstance(s, int)
+            or re.fullmatch(r"[A-Za-z0-9_-]+", s)
+            or (i == last and item["type"] == "extra_forbidden")
+        ]
         words = ".".join(str(s) for s in path if not isinstance(s, int))
         where = f"{file}:{_line_of(node, path)}"
         if item["type"] == "extra_forbidden":
@@ -340,7 +367,7 @@ def _override(recipe: dict[str, Any], text: str) -> str:
             raise UsageError(
                 f"{text}: the recipe has no key `{'.'.join(parents[: i + 1])}`{did_you_mean(step, fields_at(parents[:i]))}"
             )
-        inner = here.setdefault(step, {})
+        inner = here[step] = {} if here.get(step) is None else here[step]
         if not isinstance(inner, dict):
             raise UsageError(f"{text}: `{'.'.join(parents[: i + 1])}` is a list here and cannot be set by key")
         here = inner

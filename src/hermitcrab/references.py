@@ -141,10 +141,10 @@ def _resolve_path(reference: str, sha256: str | None, store: Store) -> Resolved:
 def recorded_path(reference: str) -> str:
     """A local path as the record names it: relative to the working folder, or by its name alone."""
     path = Path(reference).expanduser()
-    if not path.is_absolute():
+    if not path.is_absolute() and ".." not in path.parts:
         return path.as_posix()
     try:
-        return path.relative_to(Path.cwd()).as_posix()
+        return path.resolve().relative_to(Path.cwd()).as_posix()
     except ValueError:
         return f"file:{path.name}"
 
@@ -208,6 +208,8 @@ def _resolve_run(reference: str, rest: str, store: Store) -> Resolved:
         near = did_you_mean(name, runs) or "; this store has no runs"
         raise UsageError(f"{reference}: there is no run `{name}`{near}")
     made = runs[name]["artifacts"]
+    if not made:
+        raise HermitcrabError(f"{reference}: that run is not finished; the same `crab run` continues it")
     stage = stage or ("package" if "package" in made else "train")  # the package knows its license
     if stage not in made:
         raise UsageError(f"{reference}: that run has no stage `{stage}`{did_you_mean(stage, made)}")

@@ -22,10 +22,11 @@ from hermitcrab.digest import describe_files, digest_json, short, tree_files
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.lineage.keys import default_key, fingerprint, load_private
 from hermitcrab.lineage.licenses import check, refuse, result_license
-from hermitcrab.progress import say, warn
+from hermitcrab.progress import progress, say, warn
 from hermitcrab.recipe import Recipe
 from hermitcrab.references import Resolved, fetch, resolve
 from hermitcrab.stages import Job, Stage
+from hermitcrab.stages.evaluate import check_rows
 from hermitcrab.store import Artifact, Store, disk_errors, read_json, sync_tree, write_json
 from hermitcrab.tasks import TASKS
 
@@ -48,6 +49,11 @@ def references(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
         yield "scratch", None
         yield base.tokenizer, base.sha256
     else:
+        for key in ("architecture", "tokenizer", "init_seed"):
+            if getattr(base, key) is not None:
+                raise UsageError(
+                    f"base.{key} is for a base that starts from `scratch`. Received: base.path={base.path}"
+                )
         yield base.path, base.sha256
     for source in (*recipe.data.train, *recipe.data.validation, *recipe.data.test):
         yield source.path, source.sha256
@@ -94,11 +100,19 @@ class Run:
             inputs = [{"stage": name, "digest": self.artifacts[name].digest} for name in stage.inputs]
         else:
             inputs = [{"stage": r.uri, "digest": r.identity} for r in self.resolved.values()]
-        return {
-            "code": stage.code_digest(),
-            "slice": stage.slice(self.recipe).model_dump(mode="json"),
-            "inputs": inputs,
-        }
+        part = stage.slice(self.recipe).model_dump(mode="json")
+        return {"code": stage.code_digest(), "slice": self.by_uri(part), "inputs": inputs}
+
+    def by_uri(self, value: Any) -> Any:
+        """A slice as it is recorded: references as their uris, which name no folder of this machine."""
+        if isinstance(value, dict):
+            return {
+                k: self.resolved[v].uri
+                if k in ("path", "tokenizer") and isinstance(v, str) and v in self.resolved
+                else self.by_uri(v)
+                for k, v in value.items()
+            }
+        return [self.by_uri(v) for v in value] if isinstance(value, list) else value
 
     def places(self) -> dict[str, Path]:
         """Where everything that the recipe names lies on this machine, brought here if need be."""
@@ -108,6 +122,7 @@ class Run:
         """The stage's artifact: from the store if it was ever made, else made now."""
         asked = self.asked(stage)
         key = digest_json({"stage": stage.name, **asked})
+        self.store.begin_run(self.recipe.name, self.folder, [*(a.key for a in self.artifacts.values()), key])
         artifact = self.store.find(key)
         if artifact is None:
             with self.store.lock(key, stage.name):
@@ -121,13 +136,25 @@ class Run:
     def _make(self, stage: Stage, key: str, asked: dict[str, Any]) -> Artifact:
         began, energy = time.time(), environment.energy_counter()
         say(f"{stage.name}: running")
+        for name in stage.inputs:
+            self.artifacts[name].check()
         with self.store.draft(stage.name, key, asked) as draft:
             with disk_errors(f"{stage.name}: cannot write"):
-                stage.run(Job(stage.slice(self.recipe), dict(self.artifacts), draft, self.places(), self.resolved,
-                              self.recipe.cluster.processes))  # fmt: skip
+                stage.run(
+                    Job(
+                        part=stage.slice(self.recipe),
+                        inputs=dict(self.artifacts),
+                        draft=draft,
+                        places=self.places(),
+                        resolved=self.resolved,
+                        base=self.recipe.base,
+                        processes=self.recipe.cluster.processes,
+                    )
+                )
             draft.facts["environment"] = environment.describe()
             draft.facts["peak_memory"] = environment.peak_memory()
-            draft.facts["energy"] = environment.energy_between(energy, environment.energy_counter())
+            whole = energy if len(draft.sessions()) == 1 else None  # what a killed session used is not known
+            draft.facts["energy"] = environment.energy_between(whole, environment.energy_counter())
             artifact = self.store.seal(draft)
         say(f"{stage.name}: done in {time.time() - began:.1f} s, {short(artifact.digest)}")
         return artifact
@@ -136,8 +163,12 @@ class Run:
         """Run every stage, then lay out the run's folder. Returns run.json."""
         if key_file is not None:
             load_private(key_file)  # a wrong key is told now, not after an hour
+        for name in ORDER:
+            stage_named(name).slice(self.recipe)  # what a stage can refuse by its slice alone, it refuses now
         self.resolve()
         self.check_licenses(self.recipe.base.license)
+        if self.recipe.base.license is None:
+            self.check_licenses(self.license_found())
         for name in ORDER:
             stage = stage_named(name)
             self.artifacts[name] = self.ensure(stage)
@@ -148,16 +179,27 @@ class Run:
                     used, self._data_licenses(), self.recipe.package.license
                 )  # stops where it cannot be carried
             if name == "prepare":
+                check_rows(self.recipe.evaluate, self.artifacts[name])
                 self.check_fits()
                 self.say_what_could_show()
         with self.store.lock(f"run-{self.recipe.name}", "run folder"), disk_errors(f"cannot write to {self.folder}:"):
             return self.lay_out(key_file)
 
+    def license_found(self) -> str | None:
+        """What the base's own files say of their license, read before anything else is."""
+        from hermitcrab.models.base import license_in
+
+        base = self.resolved[self.recipe.base.path]
+        return None if base.kind == "scratch" else license_in(fetch(base, self.store))
+
     def check_fits(self) -> None:
-        """A run that cannot fit says so before it starts."""
+        """A run that cannot fit says so before it starts; what is there already needs no room."""
         from hermitcrab.estimate import estimate, shortage
 
-        if problem := shortage(estimate(self.recipe, self.artifacts), self.store.root):
+        stage = stage_named("train")
+        if self.store.find(digest_json({"stage": "train", **self.asked(stage)})) is not None:
+            return
+        if problem := shortage(estimate(self.recipe, self.artifacts, self.resolved), self.store.root):
             raise HermitcrabError(problem)
 
     def say_what_could_show(self) -> None:
@@ -169,11 +211,12 @@ class Run:
         part = self.recipe.evaluate
         rows = pq.read_metadata(self.artifacts["prepare"].payload / "test.parquet").num_rows
         effect = expected_effect(rows, part.metrics[0] if part.choices else "exact_match", alpha=1 - part.confidence)
-        if part.against == "base" and effect["difference"] is not None and self._format() != "text":
+        if part.against != "base" or self.recipe.data.train[0].format == "text":
+            return
+        if effect["difference"] is None:
+            warn(f"{rows:,} test rows could show no difference at all ({effect['assumes']}); hold out more")
+        else:
             say(f"smallest effect that {rows:,} test rows could show: {effect['difference']:.3f} ({effect['assumes']})")
-
-    def _format(self) -> str:
-        return self.recipe.data.train[0].format
 
     def lay_out(self, key_file: Path | None) -> dict[str, Any]:
         from hermitcrab.report.gather import gather
@@ -211,9 +254,12 @@ def lay_out_package(artifacts: dict[str, Artifact], target: Path, sign: bool, ke
     for stale in (fresh, old):  # of a run that was killed right here
         shutil.rmtree(stale, ignore_errors=True)
     beside = fresh / target.name  # the signature names the folder
-    for name in tree_files(package.payload):
-        (beside / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package.payload / name, beside / name)
+    files = package.manifest["files"]
+    with progress("package", sum(f["size"] for f in files), "bytes") as bar:
+        for file in files:
+            (beside / file["path"]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(package.payload / file["path"], beside / file["path"])
+            bar.add(file["size"])
     if key is not None:
         claims = [statement(a, [artifacts[n] for n in stage_named(a.stage).inputs]) for a in artifacts.values()]
         sign_package(beside, claims, key)
@@ -260,7 +306,7 @@ def plan(run: Run) -> list[dict[str, Any]]:
         else:
             resumed = (run.store.folder("drafts", key) / "work" / "plan.json").exists()
             rows.append({"stage": name, "action": "continue" if resumed else "run", "key": key})
-    guesses = estimate(run.recipe, run.artifacts)
+    guesses = estimate(run.recipe, run.artifacts, run.resolved)
     for row in rows:
         row["needs"] = guesses.get(row["stage"], {}) if row["action"] != "reuse" else {}
     return rows
@@ -273,6 +319,8 @@ def find_run(name: str, store: Store) -> tuple[dict[str, Any], dict[str, Artifac
         raise UsageError(
             f"no run is named `{name}`{did_you_mean(name, known) or '; nothing was run in this store yet'}"
         )
+    if not known[name]["artifacts"]:
+        raise HermitcrabError(f"run {name} is not finished; the same `crab run` continues it")
     record, artifacts = known[name], {}
     for stage, key in record["artifacts"].items():
         artifact = store.find(key)

@@ -17,17 +17,25 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hermitcrab.digest import describe_files, digest_json, tree_files
-from hermitcrab.errors import HermitcrabError
-from hermitcrab.progress import say
+from hermitcrab.digest import describe_files, digest_file, digest_json, tree_files
+from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.progress import progress, say
+
+
+def _is_there(path: Path, size: int | None) -> bool:
+    try:
+        return size is None or path.stat().st_size == size if path.exists() else False
+    except NotADirectoryError:
+        return False
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -50,7 +58,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
+    """A JSON file of ours.
+
+    Raises:
+        HermitcrabError: it is damaged.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise HermitcrabError(f"{path}: is damaged, it is no JSON ({error}); remove it and run again") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -74,17 +91,27 @@ def disk_errors(doing: str) -> Iterator[None]:
     """A full, read-only or forbidden disk, in one sentence."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        number = _error_number(error)
         reason = {
             errno.ENOSPC: "the disk is full; free some space (`crab gc` removes what no run refers to) and run again",
             errno.EDQUOT: "the disk quota is used up; free some space (`crab gc`) and run again",
             errno.EROFS: "the file system is read-only; choose another folder with --store and --runs",
             errno.EACCES: "permission denied; choose another folder with --store and --runs",
             errno.EPERM: "permission denied; choose another folder with --store and --runs",
-        }.get(error.errno or 0)
+        }.get(number or 0)
         if reason is None:
             raise
-        raise HermitcrabError(f"{doing} {error.filename or ''}: {reason}".replace("  ", " ")) from error
+        name = getattr(error, "filename", None) or ""
+        raise HermitcrabError(f"{doing} {name}: {reason}".replace(" :", ":").replace("::", ":")) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """The system's error number; safetensors has its own class of error and tells the number in words only."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(told[1]) if told else None
 
 
 @dataclass(frozen=True)
@@ -114,6 +141,20 @@ class Artifact:
     @property
     def facts(self) -> dict[str, Any]:
         return read_json(self.path / "facts.json")
+
+    def check(self) -> None:
+        """Digest the payload again: what a stage is about to read is what was sealed.
+
+        Raises:
+            HermitcrabError: a file changed since.
+        """
+        files = self.manifest["files"]
+        with progress(f"checking {self.stage}", sum(f["size"] for f in files), "bytes") as bar:
+            for file in files:
+                if digest_file(self.payload / file["path"], bar.add) != file["sha256"]:
+                    raise HermitcrabError(
+                        f"store: {self.payload / file['path']} is not what {self.stage} made; remove {self.path} and run again"
+                    )
 
     def read(self, name: str) -> Any:
         """A JSON file of the payload."""
@@ -181,17 +222,18 @@ class Store:
             artifact = Artifact(path, read_json(path / "manifest.json"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError:
+        except HermitcrabError:
             say(f"store: {path / 'manifest.json'} cannot be read; the artifact is made again")
             return None
-        for file in artifact.manifest["files"]:
-            try:
-                whole = (artifact.payload / file["path"]).stat().st_size == file["size"]
-            except FileNotFoundError:
-                whole = False
-            if not whole:
-                say(f"store: {artifact.stage} {path.name[:12]} lost {file['path']}; it is made again")
-                return None
+        try:
+            sizes = {"../facts.json": None, **{file["path"]: file["size"] for file in artifact.manifest["files"]}}
+            lost = next((n for n, size in sizes.items() if not _is_there(artifact.payload / n, size)), None)
+            what = artifact.stage
+        except (KeyError, TypeError, AttributeError):
+            what, lost = "artifact", "its file list"
+        if lost is not None:
+            say(f"store: {what} {path.name[:12]} lost {lost}; it is made again")
+            return None
         return artifact
 
     @contextmanager
@@ -236,7 +278,11 @@ class Store:
         """Digest every payload file, write manifest and facts, fsync, rename. After this the artifact exists."""
         with disk_errors("cannot write to the store"):
             draft.mark()
-            files = describe_files(draft.payload, tree_files(draft.payload))
+            names = tree_files(draft.payload)
+            with progress(
+                f"{draft.stage}: digests", sum((draft.payload / n).stat().st_size for n in names), "bytes"
+            ) as bar:
+                files = describe_files(draft.payload, names, bar.add)
             manifest = {"schema": 1, "stage": draft.stage, "key": draft.key, **draft.asked, "files": files}
             manifest["digest"] = digest_json(files)
             sessions = draft.sessions()
@@ -249,7 +295,6 @@ class Store:
             }
             write_json(draft.path / "manifest.json", manifest)
             write_json(draft.path / "facts.json", facts)
-            shutil.rmtree(draft.work)
             sync_tree(draft.path)
             final = self.folder("artifacts", draft.key)
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -257,6 +302,7 @@ class Store:
                 shutil.rmtree(final)
             os.replace(draft.path, final)
             sync_folder(final.parent)
+            shutil.rmtree(final / "work", ignore_errors=True)  # only now: until here a kill goes on from it
         return Artifact(final, manifest)
 
     def remember_run(self, name: str, record: dict[str, Any]) -> None:
@@ -266,21 +312,39 @@ class Store:
     def runs(self) -> dict[str, dict[str, Any]]:
         return {p.stem: read_json(p) for p in sorted((self.root / "runs").glob("*.json"))}
 
+    def begin_run(self, name: str, folder: Path, keys: Sequence[str]) -> None:
+        """Note what a run is at work on, so that `gc` leaves it alone; what it referred to before stays noted."""
+        with disk_errors("cannot write to the store"):
+            folder.mkdir(parents=True, exist_ok=True)
+            before = self.runs().get(name, {"artifacts": {}})
+            if (other := before.get("folder", str(folder.absolute()))) != str(folder.absolute()) and Path(
+                other
+            ).exists():
+                raise UsageError(
+                    f"a run `{name}` of this store lies in {other}; give this one another name, or another --store"
+                )
+            write_json(
+                self.root / "runs" / f"{name}.json", {**before, "folder": str(folder.absolute()), "pending": list(keys)}
+            )
+
     def gc(self, dry: bool = False) -> list[tuple[str, int]]:
         """Remove artifacts and drafts that no run refers to. Returns (path, bytes) of each.
 
-        A run whose folder is gone refers to nothing any more. A key that somebody is making is left alone.
+        A run whose folder is gone refers to nothing any more. What a run is at work on, finished or not, and a key that
+        somebody is making right now are left alone.
         """
         kept: set[str] = set()
         for name, record in self.runs().items():
             if Path(record["folder"]).exists():
-                kept |= {key.removeprefix("sha256:") for key in record["artifacts"].values()}
+                keys = (*record["artifacts"].values(), *record.get("pending", ()))
+                kept |= {key.removeprefix("sha256:") for key in keys}
             elif not dry:
                 (self.root / "runs" / f"{name}.json").unlink()
         freed = []
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
         for kind in ("artifacts", "drafts"):
             for path in sorted((self.root / kind).glob("*")):
-                if path.name in kept and kind == "artifacts":
+                if path.name in kept:
                     continue
                 handle = os.open(self.root / "locks" / path.name, os.O_CREAT | os.O_RDWR, 0o644)
                 try:

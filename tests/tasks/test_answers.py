@@ -83,7 +83,13 @@ def test_generated_answers_are_those_of_each_row_alone(task):
 
 
 def test_plain_text_is_scored_whole(task):
-    rows = pa.table({"row_id": ["a", "b"], "source": ["s", "s"], "text": ["the weather is good", "the answer is no and the weather is bad"]})
+    rows = pa.table(
+        {
+            "row_id": ["a", "b"],
+            "source": ["s", "s"],
+            "text": ["the weather is good", "the answer is no and the weather is bad"],
+        }
+    )
     found = task.predict(task.loaded, rows, Evaluate())
     for row, text in zip(found.to_pylist(), rows["text"].to_pylist(), strict=True):
         ids = [*task.encoder.encode(text), task.encoder.eos]

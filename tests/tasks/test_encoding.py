@@ -12,7 +12,15 @@ from hermitcrab.tasks.encoding import Encoder
 
 def encoder(render=None, bos=None) -> Encoder:
     """Characters as tokens; `$` ends a turn."""
-    return Encoder(lambda t: [ord(c) for c in t], lambda ids: "".join(map(chr, ids)), render, bos, ord("$"), 0, "template" if render else None)
+    return Encoder(
+        lambda t: [ord(c) for c in t],
+        lambda ids: "".join(map(chr, ids)),
+        render,
+        bos,
+        ord("$"),
+        0,
+        "template" if render else None,
+    )
 
 
 def chat(messages, add_generation_prompt):
@@ -36,7 +44,10 @@ def test_without_a_template_prompt_and_answer_stand_as_written():
 
 
 def test_every_assistant_turn_is_learnt_once():
-    messages = [{"role": r, "content": c} for r, c in [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]]
+    messages = [
+        {"role": r, "content": c}
+        for r, c in [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    ]
     document = encoder(chat).document({"row_id": "r", "messages": json.dumps(messages)})
     assert text(document) == "<s>s$\n<u>a$\n<a>b$\n<u>c$\n<a>d$"
     assert text(document, learnt_only=True) == "b$d$"
@@ -58,10 +69,15 @@ def test_a_template_that_cannot_be_continued_is_refused():
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
     def forgetful(messages, add_generation_prompt):
-        shown = [m if i == len(messages) - 1 or m["role"] != "assistant" else {**m, "content": ""} for i, m in enumerate(messages)]
+        shown = [
+            m if i == len(messages) - 1 or m["role"] != "assistant" else {**m, "content": ""}
+            for i, m in enumerate(messages)
+        ]
         return chat(shown, add_generation_prompt)
 
-    messages = [{"role": r, "content": c} for r, c in [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]]
+    messages = [
+        {"role": r, "content": c} for r, c in [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    ]
     with pytest.raises(HermitcrabError, match="row r: turn 4 does not continue"):
         encoder(forgetful).document({"row_id": "r", "messages": json.dumps(messages)})
 

@@ -158,11 +158,19 @@ def _added(record: dict[str, Any], training: dict[str, Any]) -> str:
 
 def _value_added(metrics: Sequence[dict[str, Any]], comparison: dict[str, Any]) -> str:
     rows = [
-        (m["model"], m["name"], _number(m["value"]), _interval(m["low"], m["high"]), f"{m['n']:,}", m["split"])
+        (
+            m["model"],
+            f"{m['name']} ({m['version']})",
+            _number(m["value"]),
+            _interval(m["low"], m["high"]),
+            f"{m['n']:,}",
+            m["split"],
+            f"`{short(m['prompt_digest'])}`" if m.get("prompt_digest") else "",
+        )
         for m in metrics
     ]
     text = plain(comparison["sentence"], 1000) + "\n\n"
-    text += _table(("model", "metric", "value", "interval", "n", "split"), rows)
+    text += _table(("model", "metric (version)", "value", "interval", "n", "split", "prompts"), rows)
     if pairs := comparison.get("pairs"):
         shown = [
             (f"{p['a']} − {p['b']}", p["metric"], _number(p["difference"]), _interval(p["low"], p["high"]),

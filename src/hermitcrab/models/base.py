@@ -71,6 +71,7 @@ def _describe_model(path: Path, resolved: Resolved, part: Base) -> dict[str, Any
         "parameters": weights.parameters,
         "tensors": len(weights.tensors),
         "dtypes": weights.dtypes,
+        "shape": shape(config),
         "chat_template_digest": tokenizer.template_digest,
         "notes": notes,
     }
@@ -105,12 +106,20 @@ def _describe_scratch(path: Path, resolved: Resolved, part: Base) -> dict[str, A
         "parameters": None,
         "tensors": None,
         "dtypes": {},
+        "shape": shape(config),
         "chat_template_digest": tokenizer.template_digest,
-        "notes": [f"tokenizer of {part.tokenizer}"],
+        "notes": [f"tokenizer of {path.name}"],
     }
 
 
 # Configuration
+
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+def shape(config: dict[str, Any]) -> dict[str, int]:
+    """The widths that decide how much work a model is, as far as its configuration names them so."""
+    return {name: config[name] for name in SHAPE if isinstance(config.get(name), int)}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -195,6 +204,11 @@ def spdx(license_id: str) -> str:
         return get_spdx_licensing().parse(license_id.strip(), validate=True).render()
     except (ExpressionError, AttributeError):
         return license_id.strip()
+
+
+def license_in(path: Path) -> str | None:
+    """The license that a base's own files name, from headers alone."""
+    return _found_license(path, open_weights(path), [])[0]
 
 
 def _found_license(path: Path, weights: Weights, notes: list[str]) -> tuple[str | None, str]:

@@ -63,7 +63,7 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
                 f"{e['taken']:,}",
                 f"{e['kept']:,}",
                 words.reasons(e["dropped"]),
-                words.reasons(e["changed"]),
+                words.kept_but(e),
             ]
             for e in facts["ledger"]
         ],

@@ -31,7 +31,7 @@ def render(facts: Mapping[str, Any]) -> str:
         parts.append(_models(facts["value"]))
     if base := facts["base"]:
         parts.append(_pairs([
-            ("built on", f"{base['name']} ({base['parameters']:,} parameters, {base['license']['used']})"),
+            ("built on", f"{base['name']} ({words.count(base['parameters'])} parameters, {base['license']['used']})"),
             ("from", base["uri"]),
             ("digest", base["digest"]),
             *([("added", _added(facts["added"]))] if facts["added"] else []),
@@ -86,7 +86,7 @@ def _ledger(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     for entry in ledger:
         if entry["dropped"] or entry["changed"]:
             notes = [f"dropped {words.reasons(entry['dropped'])}"] if entry["dropped"] else []
-            notes += [f"changed {words.reasons(entry['changed'])}"] if entry["changed"] else []
+            notes += [words.kept_but(entry)]
             told.append(
                 (
                     f"{entry['stage']}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
@@ -80,6 +81,14 @@ def size(value: float | None) -> str:
 
 def reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{amount:,} {reason}" for reason, amount in counts.items()) or DASH
+
+
+def kept_but(entry: Mapping[str, Any]) -> str:
+    """What was kept, but not as it came; of tokens, also how many are learnt."""
+    told = reasons(entry["changed"])
+    if "learnt" in entry:
+        told += f"; {entry['learnt']:,} learnt, {entry['end_learnt_share']:.0%} of {entry['examples_kept']:,} examples learn their end"
+    return told
 
 
 def mask(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hermitcrab.digest import digest_file, digest_json
-from hermitcrab.recipe import Part, Recipe
+from hermitcrab.recipe import Base, Part, Recipe
 from hermitcrab.references import Resolved
 from hermitcrab.store import Artifact, Draft
 
@@ -28,13 +28,15 @@ class Job:
     draft: Draft
     places: Mapping[str, Path]
     resolved: Mapping[str, Resolved] = field(default_factory=dict)
+    base: Base = field(default_factory=lambda: Base(path="scratch"))
     processes: int = 1
 
     @property
     def base_path(self) -> Path:
         """Where the base lies (for `scratch`: its tokenizer)."""
-        base = self.inputs["collect"].manifest["slice"]["base"]
-        return self.places[base["tokenizer"] if base["path"] == "scratch" else base["path"]]
+        if self.base.path == "scratch" and self.base.tokenizer:
+            return self.places[self.base.tokenizer]
+        return self.places[self.base.path]
 
 
 @dataclass(frozen=True)

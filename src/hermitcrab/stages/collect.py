@@ -101,6 +101,8 @@ def _about(job: Job, split: str, source: Source) -> dict[str, Any]:
             f"{source.path}: is not the file that the recipe means. Received: {digest}, expected: {source.sha256}"
         )
     found = job.resolved.get(source.path)
+    if found and found.kind == "file" and found.identity != digest:
+        raise HermitcrabError(f"{source.path}: changed while it was being read; run again")
     return {
         "uri": found.uri if found else source.path, "split": split, "sha256": digest, "size": size,
         "license": source.license, "type": kind_of(source.path, source.type), "format": source.format,

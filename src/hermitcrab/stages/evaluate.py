@@ -16,7 +16,7 @@ from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.progress import say
 from hermitcrab.recipe import Evaluate, Part, Recipe, Train
 from hermitcrab.stages import Job, Stage
-from hermitcrab.store import process_cpu, write_atomic
+from hermitcrab.store import Artifact, process_cpu, write_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,26 +32,68 @@ class EvaluateSlice(Part):
 
 
 def slice_of(recipe: Recipe) -> EvaluateSlice:
-    part = recipe.evaluate
-    if not part.choices and (part.few_shot or part.calibrate or part.baselines):
-        raise UsageError("evaluate.few_shot, evaluate.calibrate and evaluate.baselines need evaluate.choices")
+    """What `evaluate` reads of a recipe.
+
+    Raises:
+        UsageError: for what its rows could never be asked, before anything is trained.
+    """
+    part, form = recipe.evaluate, recipe.data.train[0].format
+    if form == "text" and part.choices:
+        raise UsageError("evaluate.choices needs rows that ask something; data.train.format is `text`")
+    fit = ("perplexity", "bits_per_byte", *(() if form == "text" else ("exact_match",)))
+    if not part.choices and not set(part.metrics) & set(fit):
+        raise UsageError(
+            f"evaluate.metrics: without choices expected one of: {', '.join(fit)}. Received: {part.metrics}"
+        )
     return EvaluateSlice(task=recipe.task, train=recipe.train, evaluate=part)
+
+
+def check_rows(part: Evaluate, prepared: Artifact) -> None:
+    """What the rows themselves rule out, told before the training that would have been in vain.
+
+    Raises:
+        HermitcrabError: references that are no choice, too few examples to show, no validation rows to calibrate on.
+    """
+    if not part.choices:
+        return
+    splits = {name: _read(prepared.payload / f"{name}.parquet") for name in ("train", "validation", "test")}
+    for name, rows in splits.items():
+        if unknown := sorted({_answer(r) for r in rows.to_pylist()} - set(part.choices)):
+            raise HermitcrabError(
+                f"evaluate.choices does not have {unknown[:3]} (of {len(unknown)}), which are references of {name} rows. "
+                f"Received: choices={part.choices}"
+            )
+    if part.calibrate and not splits["validation"].num_rows:
+        raise HermitcrabError(
+            "evaluate.calibrate needs validation rows; set data.split.validation or evaluate.calibrate: false"
+        )
+    if part.few_shot:
+        shots(part, splits["train"])
 
 
 def run(job: Job) -> None:
     part: Evaluate = job.part.evaluate
     prepared = job.inputs["prepare"]
     splits = {name: _read(prepared.payload / f"{name}.parquet") for name in ("train", "validation", "test")}
-    if part.calibrate and not splits["validation"].num_rows:
-        raise HermitcrabError(
-            "evaluate.calibrate needs validation rows; set data.split.validation or evaluate.calibrate: false"
-        )
-    keeper = Keeper(job.draft.work / "answers")
-    asked = Asked(part, splits, keeper)
+    asked = Asked(part, splits, Keeper(job.draft.work / "answers"))
     noise = asked.models(job)
     asked.calibrate()
     asked.baselines()
     _write(job, asked, noise)
+
+
+def shots(part: Evaluate, train: pa.Table) -> pa.Table:
+    """Training rows to show, by row id, the choices in turn, so that no label is shown more than one time oftener."""
+    import pyarrow as pa
+
+    rows = train.sort_by("row_id").to_pylist()
+    by_choice = {c: [r for r in rows if _answer(r) == c] for c in part.choices}
+    turns = [by_choice[c][i] for i in range(part.few_shot) for c in part.choices if i < len(by_choice[c])]
+    if len(turns) < part.few_shot:
+        raise HermitcrabError(
+            f"evaluate.few_shot asks for {part.few_shot} examples; the training rows have {len(turns)}"
+        )
+    return pa.Table.from_pylist(turns[: part.few_shot], schema=train.schema)
 
 
 class Keeper:
@@ -68,13 +110,8 @@ class Keeper:
         path = self.folder / f"{digest_bytes(f'{name}/{split}'.encode())[7:23]}.parquet"
         if not path.exists():
             say(f"evaluate: {name}, {split} rows")
-            before = process_cpu()
-            table = make()
-            spent = process_cpu() - before
             sink = io.BytesIO()
-            pq.write_table(
-                table.replace_schema_metadata({**(table.schema.metadata or {}), "cpu_seconds": str(spent)}), sink
-            )
+            pq.write_table(make(), sink)
             write_atomic(path, sink.getvalue())
         return pq.read_table(path)
 
@@ -102,7 +139,9 @@ class Asked:
             if name == "derived" and self.part.noise_rows:
                 noise = self._noise(job, loaded)
             if name == "base" and self.part.few_shot:
-                self._ask(job, name, f"base ({self.part.few_shot}-shot)", self._shots(), loaded)
+                self._ask(
+                    job, name, f"base ({self.part.few_shot}-shot)", shots(self.part, self.splits["train"]), loaded
+                )
         return noise
 
     def _ask(self, job: Job, which: str, name: str, shots: pa.Table | None, loaded: list[Any]) -> None:
@@ -116,7 +155,7 @@ class Asked:
         from hermitcrab.evaluate.value_added import noise_floor
 
         rows = self.splits["test"].slice(0, self.part.noise_rows)
-        other = max(1, self.part.batch_size // 4)
+        other = self.part.batch_size // 4 or 2 * self.part.batch_size
         again = self.keeper.get(
             "derived", f"noise {other}", partial(_predict, job, "derived", loaded, rows, None, other)
         )
@@ -127,19 +166,6 @@ class Asked:
         found = noise_floor(first[column].to_pylist(), again[column].to_pylist(),
                             first["prediction"].to_pylist(), again["prediction"].to_pylist())  # fmt: skip
         return {**found, "batch_sizes": [self.part.batch_size, other]}
-
-    def _shots(self) -> pa.Table:
-        """Training rows to show, by row id, the choices in turn, so that no label is shown more than one time oftener."""
-        import pyarrow as pa
-
-        rows = self.splits["train"].sort_by("row_id").to_pylist()
-        by_choice = {c: [r for r in rows if _answer(r) == c] for c in self.part.choices}
-        turns = [by_choice[c][i] for i in range(self.part.few_shot) for c in self.part.choices if i < len(by_choice[c])]
-        if len(turns) < self.part.few_shot:
-            raise HermitcrabError(
-                f"evaluate.few_shot asks for {self.part.few_shot} examples; the training rows have {len(turns)}"
-            )
-        return pa.Table.from_pylist(turns[: self.part.few_shot], schema=self.splits["train"].schema)
 
     def calibrate(self) -> None:
         """The same scores with the label bias taken out that validation rows show."""
@@ -203,7 +229,9 @@ def _predict(
     if not loaded:
         loaded.extend(_load(job, which))
     task, model = loaded
-    return task.predict(model, rows, job.part.evaluate, shots, size)
+    before = process_cpu()
+    table = task.predict(model, rows, job.part.evaluate, shots, size)
+    return table.replace_schema_metadata({**table.schema.metadata, "cpu_seconds": str(process_cpu() - before)})
 
 
 def _load(job: Job, which: str) -> tuple[Any, Any]:
@@ -254,13 +282,18 @@ def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
     seen = contamination(*without_frame(*questions))
     comparison = compare(asked.test, held or None, metrics=part.metrics, labels=part.choices, prompts=digests,
                          contamination=seen, noise=noise, **how)  # fmt: skip
-    ledger = Ledger("rows")
-    ledger.take(asked.splits["test"].num_rows)
-    ledger.keep(asked.splits["test"].num_rows)
-    ledger.change("prompt cut on the left", int((asked.test["derived"].schema.metadata or {}).get(b"prompts_cut", 0)))
+    ledgers = []
+    for name, table in asked.test.items():
+        if b"prompts_cut" in (told := table.schema.metadata or {}):
+            ledger = Ledger("rows")
+            ledger.take(table.num_rows)
+            ledger.keep(table.num_rows)
+            ledger.change("prompt cut", int(told[b"prompts_cut"]))
+            ledger.change("answer not ended", int(told.get(b"not_stopped", 0)))
+            ledgers.append({"name": f"test rows asked of {name}", **ledger.as_json()})
     draft.write("metrics.json", metrics)
     draft.write("comparison.json", {**comparison, "fitted": asked.fitted})
-    draft.write("ledger.json", [{"name": "test rows", **ledger.as_json()}])
+    draft.write("ledger.json", ledgers)
     seconds = {
         n: t.schema.metadata[b"cpu_seconds"]
         for n, t in asked.test.items()
@@ -318,7 +351,7 @@ def _read(path: Path) -> pa.Table:
 STAGE = Stage(
     "evaluate",
     ("collect", "prepare", "train"),
-    ("stages/evaluate.py", "evaluate", "tasks", "models", "data/packing.py"),
+    ("stages/evaluate.py", "evaluate", "tasks", "models", "data/packing.py", "data/ledger.py", "digest.py"),
     slice_of,
     run,
 )

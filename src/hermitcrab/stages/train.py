@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hermitcrab.errors import needs
+from hermitcrab.progress import progress, say
 from hermitcrab.recipe import Part, Recipe, Train
 from hermitcrab.stages import Job, Stage
 from hermitcrab.store import read_json, write_json
@@ -35,7 +36,9 @@ def run(job: Job) -> None:
     session = Session.open(work)
     write_json(work / "ledger.json", session.ledger)  # before the first step
     job.draft.write("ledger.json", session.ledger)
-    plan, model = session.plan(job.processes)
+    say_tokens(session.ledger)
+    with progress("probing this machine"):
+        plan, model = session.plan(job.processes)
     if plan.processes > 1:
         del model
         launch(work, plan.processes)
@@ -44,7 +47,19 @@ def run(job: Job) -> None:
     state = session.fit(model, plan, job.draft.mark)  # after `launch` this only loads the last checkpoint
     job.draft.facts["plan"] = plan.as_json()
     job.draft.facts["steps"] = state.step
-    finish(job, session, model, state, seed)
+    with progress("merging and comparing"):
+        finish(job, session, model, state, seed)
+
+
+def say_tokens(ledger: list[dict[str, Any]]) -> None:
+    """What will be learnt, told before the first step."""
+    for entry in ledger:
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in entry["dropped"].items()) or "none"
+        say(
+            f"{entry['name']}: {entry['learnt']:,} learnt of {entry['kept']:,} kept; dropped: {lost}; "
+            f"{entry['end_learnt_share']:.0%} of {entry['examples_kept']:,} examples learn their end; "
+            f"{entry['packed_rows']:,} packed rows, {entry['fill']:.0%} full"
+        )
 
 
 def initial_seed(part: TrainSlice, base: dict[str, Any], work: Path) -> dict[str, Any] | None:
@@ -53,8 +68,10 @@ def initial_seed(part: TrainSlice, base: dict[str, Any], work: Path) -> dict[str
         return None
     path = work / "init.json"
     if not path.exists():
-        seed = secrets.randbits(63) if part.init_seed is None else part.init_seed
-        write_json(path, {"seed": seed, "nonce": secrets.token_hex(16)})
+        if part.init_seed is None:
+            write_json(path, {"seed": secrets.randbits(53), "nonce": secrets.token_hex(16)})
+        else:
+            write_json(path, {"seed": part.init_seed, "nonce": ""})  # the recipe tells it, so nothing is hidden
     return read_json(path)
 
 
@@ -111,5 +128,9 @@ def slice_of(recipe: Recipe) -> TrainSlice:
 
 
 STAGE = Stage(
-    "train", ("collect", "prepare"), ("stages/train.py", "train", "tasks", "models", "data/packing.py"), slice_of, run
+    "train",
+    ("collect", "prepare"),
+    ("stages/train.py", "train", "tasks", "models", "data/packing.py", "data/ledger.py", "digest.py"),
+    slice_of,
+    run,
 )

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from hermitcrab.data.packing import pack
+from hermitcrab.data.packing import Document, pack
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import progress
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from hermitcrab.tasks.text_generation import TextGeneration
 
 
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 def questions(rows: pa.Table, shots: pa.Table | None) -> tuple[list[list[Message]], list[str]]:
     """The conversation before the last answer, with the examples shown before it, and the reference answers."""
-    shown = [m for row in shots.to_pylist() for m in conversation(row)] if shots is not None else []
+    shown = [m for row in (shots.to_pylist() if shots else ()) for m in conversation(row) if m["role"] != "system"]
     asked, references = [], []
     for row in rows.to_pylist():
         *before, last = conversation(row)
@@ -71,7 +75,12 @@ class Prefix:
         self.length = len(ids)
         self.cache: Any = DynamicCache(config=model.config)
         if ids:
-            model(input_ids=torch.tensor([ids]), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            model(
+                input_ids=torch.tensor([ids], device=device_of(model)),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
 
     def repeated(self, rows: int) -> Any:
         cache = copy.deepcopy(self.cache)
@@ -92,9 +101,9 @@ def choose(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evaluat
             f"Received: choices={part.choices}"
         )
     answers = [task.encoder.answer(asked[0], c) for c in part.choices]
-    answers = [a[:-1] if a[-1] == task.encoder.eos else a for a in answers]
-    if any(a != b and a == b[: len(a)] for a in answers for b in answers):
-        answers = [[*a, task.encoder.eos] for a in answers]  # one begins another: only its end tells them apart
+    bare = [a[:-1] if a[-1] in task.encoder.ends else a for a in answers]
+    if not any(a != b and a == b[: len(a)] for a in bare for b in bare):
+        answers = bare  # where one begins another, only its end tells them apart
     prompts, cut = cut_prompts([task.encoder.prompt(q) for q in asked], part.sequence_length)
     prefix = Prefix(model, prompts[0][: shared_prefix(prompts)])
     rest = [p[prefix.length :] for p in prompts]
@@ -121,10 +130,11 @@ def choose(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evaluat
 def _score(model: nn.Module, prefix: Prefix, rest: list[list[int]], answers: list[list[int]]) -> np.ndarray:
     """Sums of log-probabilities, [B, C], of prompts that go on behind the shared prefix."""
     B = len(rest)
-    lengths_B = torch.tensor([len(r) for r in rest])
+    device = device_of(model)
+    lengths_B = torch.tensor([len(r) for r in rest], device=device)
     cache, mask_BK, logits_BKV = _behind(model, prefix, rest, torch.unique(lengths_B - 1))
     column_B = torch.searchsorted(torch.unique(lengths_B - 1), lengths_B - 1)
-    first_BV = logits_BKV[torch.arange(B), column_B].float().log_softmax(-1)
+    first_BV = logits_BKV[torch.arange(B, device=device), column_B].float().log_softmax(-1)
     scores_BC = torch.stack([first_BV[:, a[0]] for a in answers], 1)
     for c, answer in enumerate(answers):
         n = len(answer) - 1
@@ -132,21 +142,23 @@ def _score(model: nn.Module, prefix: Prefix, rest: list[list[int]], answers: lis
             continue
         if _windowed(model):  # padding between prompt and answer would push the prompt out of the window: no cache here
             whole = [r + answer[:-1] for r in rest]
-            keep = torch.arange(int(lengths_B.min()), max(len(r) for r in whole))
+            keep = torch.arange(int(lengths_B.min()), max(len(r) for r in whole), device=device)
             logits_BKV = _behind(model, prefix, whole, keep)[2]
-            logits_BnV = logits_BKV[torch.arange(B)[:, None], lengths_B[:, None] - keep[0] + torch.arange(n)]
+            logits_BnV = logits_BKV[
+                torch.arange(B, device=device)[:, None], lengths_B[:, None] - keep[0] + torch.arange(n, device=device)
+            ]
         else:
-            more_BK = torch.cat([mask_BK, torch.ones(B, n, dtype=torch.long)], 1)
+            more_BK = torch.cat([mask_BK, torch.ones(B, n, dtype=torch.long, device=device)], 1)
             logits_BnV = model(
-                input_ids=torch.tensor([answer[:-1]]).expand(B, n),
+                input_ids=torch.tensor([answer[:-1]], device=device).expand(B, n),
                 attention_mask=more_BK,
-                position_ids=prefix.length + lengths_B[:, None] + torch.arange(n),
+                position_ids=prefix.length + lengths_B[:, None] + torch.arange(n, device=device),
                 past_key_values=copy.deepcopy(cache),
                 use_cache=True,
             ).logits
         logp_BnV = logits_BnV.float().log_softmax(-1)
         scores_BC[:, c] += sum(logp_BnV[:, j, token] for j, token in enumerate(answer[1:]))
-    return scores_BC.double().numpy()
+    return scores_BC.double().cpu().numpy()
 
 
 def _behind(
@@ -154,14 +166,16 @@ def _behind(
 ) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """Run right-padded rows behind the prefix: the cache, its mask [B, P + L], and logits at columns `keep` [B, K, V]."""
     B, L, P = len(rest), max(len(r) for r in rest), prefix.length
-    lengths_B = torch.tensor([len(r) for r in rest])
-    ids_BL = torch.tensor([r + [0] * (L - len(r)) for r in rest])
-    mask_BK = torch.cat([torch.ones(B, P, dtype=torch.long), (torch.arange(L) < lengths_B[:, None]).long()], 1)
+    device = device_of(model)
+    lengths_B = torch.tensor([len(r) for r in rest], device=device)
+    ids_BL = torch.tensor([r + [0] * (L - len(r)) for r in rest], device=device)
+    seen_BL = (torch.arange(L, device=device) < lengths_B[:, None]).long()
+    mask_BK = torch.cat([torch.ones(B, P, dtype=torch.long, device=device), seen_BL], 1)
     cache = prefix.repeated(B)
     logits_BKV = model(
         input_ids=ids_BL,
         attention_mask=mask_BK,
-        position_ids=(P + torch.arange(L)).expand(B, L),
+        position_ids=(P + torch.arange(L, device=device)).expand(B, L),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=keep,
@@ -188,12 +202,18 @@ def generate(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evalu
             L = max(len(prompts[i]) for i in members)
             ids_BL = torch.tensor([[task.encoder.pad] * (L - len(prompts[i])) + prompts[i] for i in members])
             mask_BL = torch.tensor([[0] * (L - len(prompts[i])) + [1] * len(prompts[i]) for i in members])
-            made = model.generate(input_ids=ids_BL, attention_mask=mask_BL, do_sample=False, num_beams=1,
-                                  max_new_tokens=part.max_new_tokens, eos_token_id=task.encoder.eos,
-                                  pad_token_id=task.encoder.pad)[:, L:].tolist()  # fmt: skip
+            made = model.generate(
+                input_ids=ids_BL.to(device_of(model)),
+                attention_mask=mask_BL.to(device_of(model)),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=part.max_new_tokens,
+                eos_token_id=sorted(task.encoder.ends),
+                pad_token_id=task.encoder.pad,
+            )[:, L:].tolist()
             for i, ids in zip(members, made, strict=True):
-                if task.encoder.eos in ids:
-                    ids, stopped = ids[: ids.index(task.encoder.eos)], stopped + 1
+                if at := [n for n, token in enumerate(ids) if token in task.encoder.ends]:
+                    ids, stopped = ids[: at[0]], stopped + 1
                 texts[i] = task.encoder.decode(ids).strip()
             bar.add(len(members))
     table: dict[str, Any] = {
@@ -205,7 +225,7 @@ def generate(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evalu
     if shots is None:
         known = likelihood(task, model, rows, part, size)
         table |= {name: known[name].to_pylist() for name in ("nll", "tokens", "bytes")}
-    return _finish(table, rows, prompt_digest(prompts, []), cut, {"stopped_share": stopped / max(1, len(texts))})
+    return _finish(table, rows, prompt_digest(prompts, []), cut, {"not_stopped": len(texts) - stopped})
 
 
 @torch.inference_mode()
@@ -213,12 +233,11 @@ def likelihood(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Eva
     """Negative log-likelihood (nats), tokens and UTF-8 bytes of what a model would have to say: the text, or the answers."""
     model.eval()
     task.attach(model)
-    documents = task.documents(rows)
-    length = part.sequence_length
-    cut = sum(len(d.ids) > length for d in documents)
-    documents = [type(d)(d.row_id, d.ids[-length:], d.learn[-length:]) for d in documents]
-    nll, tokens = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
-    with progress("likelihood", len(documents), "rows") as bar:
+    whole = task.documents(rows)
+    pieces = [(i, piece) for i, document in enumerate(whole) for piece in windows(document, part.sequence_length)]
+    owner, documents = np.array([i for i, _ in pieces], np.int64), [piece for _, piece in pieces]
+    nll, tokens = np.zeros(len(whole)), np.zeros(len(whole), np.int64)
+    with progress("likelihood", len(documents), "pieces") as bar:
         for members in batches([len(d.ids) for d in documents], size):
             longest = len(documents[members[0]].ids)
             one_each = pack_each([documents[i] for i in members], longest, task.encoder.pad)
@@ -229,7 +248,8 @@ def likelihood(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Eva
             loss_N = torch.nn.functional.cross_entropy(logits_NV.float(), labels_BL[wanted_BL], reduction="none")
             row_N = torch.nonzero(wanted_BL)[:, 0]
             sums = torch.zeros(len(members), dtype=torch.double).index_add_(0, row_N, loss_N.double())
-            nll[members], tokens[members] = sums.numpy(), wanted_BL.sum(1).numpy()
+            np.add.at(nll, owner[members], sums.numpy())
+            np.add.at(tokens, owner[members], wanted_BL.sum(1).numpy())
             bar.add(len(members))
     listed = rows.to_pylist()
     said = [
@@ -245,7 +265,24 @@ def likelihood(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Eva
         "tokens": tokens,
         "bytes": [len(s.encode()) for s in said],
     }
-    return _finish(table, rows, prompt_digest([d.ids.tolist() for d in documents], []), cut)
+    return _finish(table, rows, prompt_digest([d.ids.tolist() for d in whole], []), len(documents) - len(whole))
+
+
+def windows(document: Document, length: int) -> list[Document]:
+    """A long document in pieces of at most `length` tokens: every learnt token is scored once, behind half a piece of context."""
+    size = len(document.ids)
+    if size <= length:
+        return [document]
+    pieces, scored = [], 0
+    while scored < size:
+        start = max(0, scored - length // 2)
+        stop = min(size, start + length)
+        learn = document.learn[start:stop].copy()
+        learn[: scored - start] = False
+        if learn[1:].any() or (scored == 0 and stop == size):
+            pieces.append(Document(document.row_id, document.ids[start:stop], learn))
+        scored = stop
+    return pieces
 
 
 def pack_each(documents: list[Any], length: int, pad: int) -> Any:

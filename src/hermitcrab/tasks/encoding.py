@@ -29,6 +29,7 @@ class Encoder:
     Attributes:
         encode: text → ids, adding no special token of its own; `decode` goes back, leaving special tokens out.
         render: messages, add_generation_prompt → text; None where no chat template is used.
+        eos: the token that ends a text; `ends`: it, and the token that ends a turn where the template has another.
         template_digest: what the record says of the rendering.
     """
 
@@ -39,6 +40,7 @@ class Encoder:
     eos: int
     pad: int
     template: str | None
+    ends: frozenset[int] = frozenset()
 
     @property
     def template_digest(self) -> str:
@@ -67,7 +69,8 @@ class Encoder:
                 f"(prompt ends {before[-40:]!r}); what is trained would differ from what is served. Set train.template: none"
             )
         ids = self.encode(whole[len(before) :])
-        return ids[: ids.index(self.eos) + 1] if self.eos in ids else ids
+        last = next((i for i, token in enumerate(ids) if token in self.ends or token == self.eos), len(ids) - 1)
+        return ids[: last + 1]
 
     def document(self, row: dict[str, str]) -> Document:
         """A training example. Learnt: the answers and their ends; of plain text, every token but the first."""
@@ -108,6 +111,12 @@ def load_encoder(base: dict[str, Any], path: Path, template: str) -> Encoder:
             f"{base['name']}: train.template is `chat`, and this base has no chat template; set train.template: none"
         )
     chat = text.chat_template is not None and template != "none"
+    ends = {eos}
+    if chat:  # Gemma ends a turn by <end_of_turn>, Phi by <|end|>, and both have another eos
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        tail = text.encode(text.render(turns, False).removeprefix(text.render(turns[:1], True)))
+        special = {i for i, token in text.backend.get_added_tokens_decoder().items() if token.special}
+        ends |= {token for token in tail if token in special}
     return Encoder(
         encode=text.encode,
         decode=text.decode,
@@ -116,6 +125,7 @@ def load_encoder(base: dict[str, Any], path: Path, template: str) -> Encoder:
         eos=eos,
         pad=eos if pad is None else pad,
         template=text.chat_template if chat else None,
+        ends=frozenset(ends),
     )
 
 

@@ -125,7 +125,7 @@ class TextGeneration:
             ledger.keep(len(document.ids))
             ledger.change("masked (prompt)", int((~document.learn).sum()))
             kept_rows += 1
-            ends += bool(document.learn[-1] and document.ids[-1] == self.encoder.eos)
+            ends += bool(document.learn[-1] and int(document.ids[-1]) in self.encoder.ends)
             documents.append(document)
         learnt = sum(int(d.learn[1:].sum()) for d in documents)
         if learnt == 0:

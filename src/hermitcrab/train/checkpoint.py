@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.store import disk_errors, read_json, sync_tree, write_json
+from hermitcrab.progress import warn
+from hermitcrab.store import disk_errors, read_json, sync_folder, sync_tree, write_json
 from hermitcrab.train.adapters import learnt
 
 KEEP = 2
@@ -38,6 +40,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
         sync_tree(beside)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(beside, final)
+        sync_folder(folder)
         for old in found(folder)[:-KEEP]:
             shutil.rmtree(old)
 
@@ -48,21 +51,45 @@ def found(folder: Path) -> list[Path]:
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Bring model and optimizer to the newest checkpoint and answer its state; None where there is none."""
-    places = found(folder)
-    if not places:
+    for place in reversed(found(folder)):
+        try:
+            learnt_tensors, tensors = (
+                load_file(place / "learnt.safetensors"),
+                load_file(place / "optimizer.safetensors"),
+            )
+            state = read_json(place / "state.json")
+        except (SafetensorError, OSError, HermitcrabError) as error:
+            warn(f"{place.name} is damaged ({error}); going back to the checkpoint before it")
+            continue
+        break
+    else:
         return None
-    load_learnt(places[-1] / "learnt.safetensors", model)
-    tensors = load_file(places[-1] / "optimizer.safetensors")
+    put(learnt_tensors, model, place)
     names = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for key, value in tensors.items():
         name, _, slot = key.rpartition("::")
-        optimizer.state[names[name]][slot] = value
-    return read_json(places[-1] / "state.json")
+        optimizer.state[names[name]][slot] = value.to(names[name].device)
+    return state
+
+
+def save_learnt(path: Path, model: nn.Module) -> None:
+    """What training changes, as one file: written beside, fsynced, renamed."""
+    beside = path.with_name(f".{path.name}")
+    with disk_errors("cannot write the best weights to"):
+        save_file(_contiguous(learnt(model)), beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        sync_folder(path.parent)
 
 
 def load_learnt(path: Path, model: nn.Module) -> None:
     """Copy saved tensors over the model's learnable parameters; names and shapes must agree."""
-    tensors, here = load_file(path), learnt(model)
+    put(load_file(path), model, path)
+
+
+def put(tensors: dict[str, torch.Tensor], model: nn.Module, path: Path) -> None:
+    here = learnt(model)
     if tensors.keys() != here.keys():
         odd = sorted(tensors.keys() ^ here.keys())
         raise HermitcrabError(

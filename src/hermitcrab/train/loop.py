@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,15 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import nn
 
 from hermitcrab.data.packing import step_rows
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.progress import Progress
+from hermitcrab.progress import Progress, progress
 from hermitcrab.recipe import Train
 from hermitcrab.train import checkpoint
-from hermitcrab.train.adapters import learnt
 from hermitcrab.train.plan import Plan
 
 
@@ -90,7 +87,7 @@ class Ranks:
     def sum(self, *values: float) -> list[float]:
         if self.world == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.double)
+        total = torch.tensor(values, dtype=torch.double)  # on the CPU: the group has gloo for it, beside nccl
         dist.all_reduce(total)
         return total.tolist()
 
@@ -123,7 +120,17 @@ class Fit:
         state, steps = self.state, self.plan.steps
         log = self._open_log() if self.ranks.rank == 0 else None
         board = self._open_board() if self.ranks.rank == 0 else None
-        bar = Progress("train", steps, "steps", start=state.step)
+        with progress("train", steps, "steps", state.step) as bar:
+            self._steps(log, board, bar, mark)
+        if self.part.patience is not None and state.best_step is not None:
+            checkpoint.load_learnt(self.folder / "best.safetensors", self.module)
+        if log is not None and board is not None:
+            log.close()
+            board.close()
+        return state
+
+    def _steps(self, log: Any, board: Any, bar: Progress, mark: Callable[[], None]) -> None:
+        state, steps = self.state, self.plan.steps
         while state.step < steps and state.stopped == "planned":
             told = self._step(state.step)
             state.step += 1
@@ -140,13 +147,6 @@ class Fit:
                 self._save()
                 mark()
             bar.add(1, f"loss {told['loss']:.3f}")
-        bar.close()
-        if self.part.patience is not None and state.best_step is not None:
-            checkpoint.load_learnt(self.folder / "best.safetensors", self.module)
-        if log is not None and board is not None:
-            log.close()
-            board.close()
-        return state
 
     def _step(self, step: int) -> dict[str, Any]:
         part, ranks = self.part, self.ranks
@@ -217,9 +217,7 @@ class Fit:
         if mean < state.best_loss:
             state.best_loss, state.best_step = mean, state.step
             if self.part.patience is not None and self.ranks.rank == 0:
-                beside = self.folder / ".best.safetensors"
-                save_file({n: t.contiguous() for n, t in learnt(self.module).items()}, beside)
-                os.replace(beside, self.folder / "best.safetensors")
+                checkpoint.save_learnt(self.folder / "best.safetensors", self.module)
         elif self.part.patience is not None:
             seen = [v["step"] for v in state.validation]
             if len(seen) - 1 - seen.index(state.best_step or 0) >= self.part.patience:

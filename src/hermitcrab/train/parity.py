@@ -23,7 +23,10 @@ FLOOR = 1e-3  # nats; below this nothing is asked
 def probe_logits(model: nn.Module, probes: list[list[int]]) -> torch.Tensor:
     """Logits (float32) at every position of every probe: [N, V]."""
     model.eval()
-    return torch.cat([model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in probes])
+    device = next(model.parameters()).device
+    return torch.cat(
+        [model(input_ids=torch.tensor([p], device=device), use_cache=False).logits[0].float().cpu() for p in probes]
+    )
 
 
 def compare(a_NV: torch.Tensor, b_NV: torch.Tensor) -> dict[str, float]:

@@ -37,13 +37,10 @@ class Plan:
     rows_per_step: int
     why: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    first_batch_seconds: float | None = None  # of the batch that compiles
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.precision)
 
 
 def rate(work: Callable[[], object], seconds: float = PROBE_SECONDS) -> float:
@@ -124,6 +121,12 @@ def choose_compile(wanted: str, part: Train, step_seconds: float, steps: int, de
     return saved > COMPILE_SECONDS, f"would save about {saved:.0f} s of {COMPILE_SECONDS:.0f} s that it costs"
 
 
+def versions() -> dict[str, str]:
+    """Of what decides the bits of a training."""
+    libraries = {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
+    return {"python": platform.python_version(), **libraries}
+
+
 def make_plan(part: Train, model: Any, packed_rows: int, processes: int) -> Plan:
     """Probe the machine for this work.
 
@@ -147,5 +150,5 @@ def make_plan(part: Train, model: Any, packed_rows: int, processes: int) -> Plan
     return Plan(
         precision, attention, compiled, threads, processes, steps, per_step,
         {"precision": why_precision, "attention": why_attention, "compile": why_compile},
-        {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "peft", "numpy")}},
+        versions(),
     )  # fmt: skip

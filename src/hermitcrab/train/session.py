@@ -5,21 +5,26 @@ The folder holds what a resume needs: job.json (what is trained), plan.json (fro
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.progress import say
+from hermitcrab.progress import progress, say, set_quiet, warn
 from hermitcrab.recipe import Train
 from hermitcrab.store import read_json, write_json
 from hermitcrab.tasks import Start, make_task
@@ -27,7 +32,7 @@ from hermitcrab.train.adapters import adapter_inputs_as_they_are, trainable
 from hermitcrab.train.attention import use_attention
 from hermitcrab.train.checkpoint import found
 from hermitcrab.train.loop import Fit, State
-from hermitcrab.train.plan import Plan, choose_precision, make_plan
+from hermitcrab.train.plan import Plan, choose_precision, make_plan, versions
 
 
 @dataclass
@@ -53,7 +58,10 @@ class Session:
             packed[split] = None
             if rows.num_rows:
                 ledger = Ledger("tokens")
-                packed[split], told = task.examples(rows, ledger)
+                try:
+                    packed[split], told = task.examples(rows, ledger)
+                except HermitcrabError as error:
+                    raise HermitcrabError(f"{split} rows: {error}") from error
                 ledgers.append({"name": f"{split} tokens", **ledger.as_json(), **told})
         return cls(folder, task, part, packed["train"], packed["validation"], ledgers)
 
@@ -70,6 +78,15 @@ class Session:
         path = self.folder / "plan.json"
         if path.exists():
             plan = Plan(**read_json(path))
+            if plan.processes != processes:
+                warn(
+                    f"going on with {plan.processes} processes, as this training began; cluster.processes={processes} is for new ones"
+                )
+            if (now := versions()) != plan.versions:
+                moved = ", ".join(f"{n} {v} → {now[n]}" for n, v in plan.versions.items() if now[n] != v)
+                warn(
+                    f"this training began with other libraries ({moved}); its result may differ from an undisturbed one"
+                )
             return plan, self.model(plan.precision)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         precision, why = choose_precision(self.part.precision, device)
@@ -77,28 +94,26 @@ class Session:
         fixed = self.part.model_copy(update={"precision": precision})
         plan = make_plan(fixed, model, len(self.examples), processes)
         plan.why["precision"] = why
-        if plan.compile and (problem := self._cannot_compile(model, plan)):
-            plan.compile, plan.why["compile"] = False, f"it failed: {problem}"
-            model = self.model(precision)
+        if plan.compile:
+            if problem := self._cannot_compile(model, plan):
+                plan.compile, plan.why["compile"] = False, f"it failed: {problem}"
+            model = self.model(precision)  # the trial left its marks on the other one
         write_json(path, plan.as_json())
         return plan, model
 
     def _cannot_compile(self, model: nn.Module, plan: Plan) -> str | None:
-        """Compile and run one batch before the first step; what goes wrong, in a few words."""
-        import time
-
-        import numpy as np
-
+        """Compile and run one batch before the first step; what goes wrong, in a few words. Its time is told apart."""
         began = time.perf_counter()
         try:
-            fit = Fit(self.task, self.ready(model, plan), self.part, plan, self.folder, self.examples, None)
-            rows = np.arange(min(len(self.examples), self.part.batch_size))
-            with fit._autocast():
-                self.task.loss(model, self.task.batch(self.examples, rows)).sum.backward()
-            model.zero_grad(set_to_none=True)
-        except (RuntimeError, AssertionError, OSError) as error:
-            return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
-        plan.why["compile"] += f"; the first batch took {time.perf_counter() - began:.0f} s"
+            with progress("compiling"):
+                fit = Fit(self.task, self.ready(model, plan), self.part, plan, self.folder, self.examples, None)
+                rows = np.arange(min(len(self.examples), self.part.batch_size))
+                with fit._autocast():
+                    self.task.loss(fit.model, self.task.batch(self.examples, rows)).sum.backward()
+        except Exception as error:  # noqa: BLE001 - compilers fail in ways of their own, and there is a way without them
+            words = str(error).strip().splitlines() or [""]
+            return f"{type(error).__name__}: {words[0][:120]}"
+        plan.first_batch_seconds = time.perf_counter() - began
         return None
 
     def ready(self, model: nn.Module, plan: Plan) -> nn.Module:
@@ -131,13 +146,26 @@ def launch(folder: Path, processes: int) -> None:
                "-m", "hermitcrab.train.session", str(folder)]  # fmt: skip
     (folder / "failed.txt").unlink(missing_ok=True)
     threads = str(read_json(folder / "plan.json")["threads"])
-    with open(folder / "torchrun.log", "ab") as log:
-        code = subprocess.run(
-            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}
-        ).returncode
+    with open(folder / "torchrun.log", "a") as log:
+        agent = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            text=True,
+            preexec_fn=die_with_parent,
+        )
+        for line in agent.stdout or ():
+            log.write(line)
+            if line.startswith("  train: "):  # progress of the first process
+                say(line.rstrip())
+        code = agent.wait()
     if code:
         said = folder / "failed.txt"
-        tail = (folder / "torchrun.log").read_text(errors="replace").strip().splitlines()[-1:]
+        lines = (folder / "torchrun.log").read_text(errors="replace").splitlines()
+        tail = [line for line in lines if re.match(r"\S*(\[rank\d+\]: )?\w+Error: ", line)][-1:] or [
+            "see torchrun.log in the draft"
+        ]
         raise HermitcrabError(
             said.read_text() if said.exists() else f"torchrun ended with status {code}: {' '.join(tail)}"
         )
@@ -145,9 +173,18 @@ def launch(folder: Path, processes: int) -> None:
         raise HermitcrabError("torchrun ended without a checkpoint")
 
 
+def die_with_parent() -> None:
+    """Ask the kernel to end this process with its parent, so that a killed run leaves nobody writing into its draft."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1  # prctl(2)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main(folder: Path) -> int:
     """One process of several."""
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    die_with_parent()
+    set_quiet(os.environ.get("RANK") != "0")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(backend)
     try:
         session = Session.open(folder)
