@@ -22,7 +22,10 @@ def test_every_verb_has_json_and_an_example(verb, capsys):
 
 
 def test_help_imports_nothing_heavy():
-    script = "import sys; from hermitcrab.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules), file=sys.stderr)"
+    script = (
+        "import sys; from hermitcrab.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules), file=sys.stderr)"
+    )
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "crab run" in told.stdout
     for heavy in ("torch", "transformers", "numpy", "pyarrow", "pydantic", "yaml", "rich", "cryptography", "jinja2"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -105,7 +106,51 @@ def test_parity_can_be_computed_afresh_and_another_base_is_found_out(here, capsy
     assert "another base" in json.loads(out)["failures"][0]["message"]
 
 
-def test_a_flipped_bit_of_the_weights_is_named(here, capsys):
+def test_a_flipped_bit_in_any_kind_of_file_is_named(here, capsys):
+    package, draw = here / "runs" / "small" / "package", random.Random(7)
+    files = sorted(p for p in package.rglob("*") if p.is_file())
+    assert {"claims.jsonl", "model.sig", "signer.pub.pem", "README.md", "ml-bom.cdx.json"} <= {p.name for p in files}
+    for file in files:
+        whole = file.read_bytes()
+        bit = draw.randrange(8 * len(whole))
+        file.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
+        status, out, _ = crab("verify", str(package), "--json", capsys=capsys)
+        name = file.relative_to(package).as_posix()
+        assert status == 1, (name, bit)
+        assert name in {f["file"] for f in json.loads(out)["failures"]}, (name, bit)
+        file.write_bytes(whole)
+    assert crab("verify", str(package), capsys=capsys)[0] == 0
+
+
+def test_gc_after_a_kill_keeps_what_the_run_had_made(here, capsys, monkeypatch):
+    def die(*arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hermitcrab.train.loop.Fit._steps", die)
+    (here / "rows.csv").write_text((here / "rows.csv").read_text() + "the weather is odd,yes\n")
+    assert crab("run", "small.yaml", "name=fresh", capsys=capsys)[0] == 1
+    kept = len(list((here / ".crab/store/artifacts").iterdir()))
+    assert json.loads(crab("gc", "--json", capsys=capsys)[1])["removed"] == []
+    assert len(list((here / ".crab/store/artifacts").iterdir())) == kept == 7
+    assert len(list((here / ".crab/store/drafts").iterdir())) == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(here / "config"))
+    assert crab("show", "fresh", capsys=capsys)[0] == 1
+    status, out, _ = crab("run", "small.yaml", "name=fresh", "--json", capsys=capsys)
+    assert status == 0
+    assert json.loads(out)["reused"] == ["collect", "prepare"]
+
+
+def test_a_copied_project_is_a_project_of_its_own(here, capsys):
+    """Store and runs keep no absolute path, so both can be moved."""
+    assert json.loads(crab("run", "small.yaml", "--json", capsys=capsys)[1])["folder"] == "small"
+    status, _, err = crab("run", "small.yaml", "--runs", "elsewhere", capsys=capsys)
+    assert status == 2
+    assert "give this one another name" in err
+
+
+def test_a_flipped_bit_of_the_weights_is_mended_by_the_next_run(here, capsys):
     file = here / "runs" / "small" / "package" / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
@@ -186,12 +231,16 @@ def test_gc_keeps_a_run_and_frees_it_when_its_folder_is_gone(here, capsys):
     ("override", "status", "said"),
     [
         ("base.path=bsae", 2, "no such file or folder"),
-        ("data.train.path=rows.cvs", 2, "no such file or folder; did you mean `rows.csv`?"),
+        ("data.train.path=rosw.csv", 2, "no such file or folder; did you mean `rows.csv`?"),
         ("data.train.license=CC-BY-NC-4.0", 1, "forbids commercial use"),
         ("data.train.license=Apache2", 2, "Apache-2.0"),
         ("task=text-generaton", 2, "did you mean `text-generation`?"),
-        ("evaluate.choices=['yes']", 1, "evaluate.choices does not have"),
-        ("evaluate.choices=[]", 2, "need evaluate.choices"),
+        ("evaluate.choices=[yes, maybe]", 1, "evaluate.choices does not have ['no']"),
+        ("evaluate.choices=[yes]", 2, "choices are at least two"),
+        ("evaluate.choices=[]", 2, "few_shot, calibrate and baselines need choices"),
+        ("data.split.validation=0", 1, "evaluate.calibrate needs validation rows"),
+        ("evaluate.few_shot=500", 1, "the training rows have"),
+        ("base.init_seed=3", 2, "base.init_seed is for a base that starts from `scratch`"),
         ("train.lora.targets=[q_prj]", 1, "no linear module `q_prj`; did you mean `q_proj`?"),
         ("data.split.test=1000", 1, "1,000"),
         ("train.sequence_length=8", 1, "no trainable token"),

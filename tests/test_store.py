@@ -67,10 +67,15 @@ def test_a_damaged_artifact_is_not_reused_and_is_made_again(tmp_path, damage):
 
 def test_an_interrupted_draft_keeps_its_work_and_loses_its_payload(tmp_path):
     store = Store(tmp_path)
-    with pytest.raises(KeyboardInterrupt), store.draft("train", KEY, ASKED) as draft:
-        (draft.payload / "half").write_text("x")
-        (draft.work / "plan.json").write_text("{}")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with store.draft("train", KEY, ASKED) as draft:
+            (draft.payload / "half").write_text("x")
+            (draft.work / "plan.json").write_text("{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert store.find(KEY) is None
     with store.draft("train", KEY, ASKED) as draft:
         assert not (draft.payload / "half").exists()

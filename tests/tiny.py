@@ -72,8 +72,9 @@ base: {path: base}
 data:
   train: {path: rows.csv, license: CC0-1.0}
   split: {validation: 12, test: 24}
-train: {method: lora, lora: {rank: 4}, steps: 12, sequence_length: 64, batch_size: 2, learning_rate: 5e-3, checkpoint_every: 2, validate_every: 4,
-        precision: float32, attention: sdpa, compile: off}  # said, so that no probe decides
+train: {method: lora, lora: {rank: 4}, steps: 12, sequence_length: 64, batch_size: 2,
+        learning_rate: 5e-3, checkpoint_every: 2, validate_every: 4,
+        precision: float32, attention: sdpa, compile: "off"}  # said, so that no probe decides
 evaluate: {choices: ["yes", "no"], few_shot: 2, calibrate: true, baselines: [majority, tfidf-logreg], noise_rows: 8, resamples: 200}
 """
 

@@ -306,26 +306,32 @@ class Store:
         return Artifact(final, manifest)
 
     def remember_run(self, name: str, record: dict[str, Any]) -> None:
+        """Note what a run refers to. Its folder is kept relative to the store, so that both may be moved together."""
         with disk_errors("cannot write to the store"):
-            write_json(self.root / "runs" / f"{name}.json", record)
-
-    def runs(self) -> dict[str, dict[str, Any]]:
-        return {p.stem: read_json(p) for p in sorted((self.root / "runs").glob("*.json"))}
+            folder = os.path.relpath(record["folder"], self.root.absolute())
+            write_json(self.root / "runs" / f"{name}.json", {**record, "folder": folder})
 
     def begin_run(self, name: str, folder: Path, keys: Sequence[str]) -> None:
-        """Note what a run is at work on, so that `gc` leaves it alone; what it referred to before stays noted."""
+        """Note what a run is at work on, so that `gc` leaves it alone; what it referred to before stays noted.
+
+        Raises:
+            UsageError: another folder has a run of that name in this store.
+        """
+        here = os.path.abspath(folder)
+        before = self.runs().get(name, {"artifacts": {}, "folder": here})
+        if before["folder"] != here and Path(before["folder"]).exists():
+            raise UsageError(
+                f"a run `{name}` of this store lies in {before['folder']}; give this one another name, or another --store"
+            )
         with disk_errors("cannot write to the store"):
             folder.mkdir(parents=True, exist_ok=True)
-            before = self.runs().get(name, {"artifacts": {}})
-            if (other := before.get("folder", str(folder.absolute()))) != str(folder.absolute()) and Path(
-                other
-            ).exists():
-                raise UsageError(
-                    f"a run `{name}` of this store lies in {other}; give this one another name, or another --store"
-                )
-            write_json(
-                self.root / "runs" / f"{name}.json", {**before, "folder": str(folder.absolute()), "pending": list(keys)}
-            )
+        self.remember_run(name, {**before, "folder": here, "pending": list(keys)})
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        found = {p.stem: read_json(p) for p in sorted((self.root / "runs").glob("*.json"))}
+        for record in found.values():
+            record["folder"] = os.path.abspath(self.root / record["folder"])
+        return found
 
     def gc(self, dry: bool = False) -> list[tuple[str, int]]:
         """Remove artifacts and drafts that no run refers to. Returns (path, bytes) of each.

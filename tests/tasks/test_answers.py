@@ -76,8 +76,14 @@ def test_generated_answers_are_those_of_each_row_alone(task):
     found = task.predict(task.loaded, rows, Evaluate(batch_size=3, max_new_tokens=5))
     for row, messages in zip(found.to_pylist(), questions(rows, None)[0], strict=True):
         prompt = torch.tensor([task.encoder.prompt(messages)])
-        alone = task.loaded.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=5,
-                                     eos_token_id=task.encoder.eos, pad_token_id=task.encoder.pad)[0, prompt.shape[1] :].tolist()  # fmt: skip
+        alone = task.loaded.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=5,
+            eos_token_id=task.encoder.eos,
+            pad_token_id=task.encoder.pad,
+        )[0, prompt.shape[1] :].tolist()
         ids = alone[: alone.index(task.encoder.eos)] if task.encoder.eos in alone else alone
         assert row["prediction"] == task.encoder.decode(ids).strip()
 

@@ -26,6 +26,7 @@ from hermitcrab.recipe import Base, Train
 from hermitcrab.references import resolve
 from hermitcrab.store import Store, write_json
 from hermitcrab.tasks import Start, make_task
+from hermitcrab.train import checkpoint
 from hermitcrab.train.adapters import learnt
 from hermitcrab.train.loop import Fit
 from hermitcrab.train.session import Session, launch
@@ -42,8 +43,11 @@ def rows() -> pa.Table:
 
 
 def open_session(folder: Path, model: Path, rows: pa.Table, validation: int = 0, **settings: Any) -> Session:
-    part = Train.model_validate({"method": "full", "sequence_length": 64, "batch_size": 4, "learning_rate": 1e-3,
-                                 "precision": "float32", "attention": "sdpa", "compile": "off", "checkpoint_every": 3, **settings})  # fmt: skip
+    usual = {
+        "method": "full", "sequence_length": 64, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 3,
+        "precision": "float32", "attention": "sdpa", "compile": "off",
+    }  # fmt: skip
+    part = Train.model_validate({**usual, **settings})
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(rows, folder / "train.parquet")
     pq.write_table(question_rows(validation, 1000), folder / "validation.parquet")
@@ -262,6 +266,94 @@ def test_a_killed_training_process_goes_on_from_its_checkpoint(tmp_path, tiny, r
     worker.wait()
     resumed, _ = fit(Session.open(tmp_path / "b"))
     assert_equal(tensors(straight), tensors(resumed))
+
+
+def test_two_killed_processes_leave_nobody_behind_and_resume(tmp_path, tiny, rows):
+    """SIGKILL to the one that started them; the kernel takes torchrun and its workers with it."""
+    settings: dict[str, Any] = {"steps": 30, "batch_size": 1, "accumulate": 2, "checkpoint_every": 2}
+    calm = open_session(tmp_path / "a", tiny, rows, **settings)
+    calm.plan(2)
+    launch(tmp_path / "a", 2)
+    session = open_session(tmp_path / "b", tiny, rows, **settings)
+    session.plan(2)
+    script = "import sys, pathlib; from hermitcrab.train.session import launch; launch(pathlib.Path(sys.argv[1]), 2)"
+    starter = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "b")], stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "b" / "checkpoints").glob("step-*")) and starter.poll() is None:
+        time.sleep(0.01)
+    starter.kill()
+    starter.wait()
+    deadline = time.monotonic() + 30
+    while left := processes_about(tmp_path / "b"):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    launch(tmp_path / "b", 2)
+    assert_equal(tensors(fit(Session.open(tmp_path / "a"))[0]), tensors(fit(Session.open(tmp_path / "b"))[0]))
+
+
+def processes_about(folder: Path) -> list[str]:
+    """Command lines of living processes that name `folder`."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = place.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in words and place.parent.name != str(os.getpid()):
+            found.append(words)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_compiled_layers_train_as_eager_ones_do(tmp_path, tiny, rows, method):
+    settings = {"steps": 3, "method": method, "lora": {"rank": 4}}
+    eager, _ = fit(open_session(tmp_path / "eager", tiny, rows, **settings))
+    session = open_session(tmp_path / "compiled", tiny, rows, compile="on", **settings)
+    plan, _ = session.plan(1)
+    assert plan.compile, plan.why
+    assert plan.first_batch_seconds > 0
+    compiled, _ = fit(Session.open(tmp_path / "compiled"))
+    for name, value in tensors(eager).items():
+        assert torch.allclose(value, tensors(compiled)[name], atol=1e-4), name
+
+
+def test_where_compiling_fails_the_layers_run_as_they_are(tmp_path, rows):
+    """GPT-2 keeps its layers elsewhere: compiling them fails here, and training goes on without, told in the plan."""
+    folder = write_model(tmp_path / "gpt2", "gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=256)
+    session = open_session(tmp_path / "work", folder, rows, steps=2, compile="on")
+    plan, _ = session.plan(1)
+    assert not plan.compile
+    assert "it failed: " in plan.why["compile"]
+    fit(Session.open(tmp_path / "work"))
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, tiny, rows, capsys):
+    straight, _ = fit(open_session(tmp_path / "a", tiny, rows, steps=6))
+    fit(open_session(tmp_path / "b", tiny, rows, steps=6))
+    newest = sorted((tmp_path / "b" / "checkpoints").glob("step-*"))[-1] / "learnt.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    again, _ = fit(Session.open(tmp_path / "b"))
+    assert "is damaged" in capsys.readouterr().err
+    assert_equal(tensors(straight), tensors(again))
+
+
+def test_a_full_disk_at_a_checkpoint_is_one_sentence(tmp_path, tiny, rows):
+    """On a real file system of 64 KiB."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        session = open_session(tmp_path / "work", tiny, rows, steps=3)
+        plan, model = session.plan(1)
+        made = Fit(session.task, session.ready(model, plan), session.part, plan, small, session.examples, None)
+        made.optimizer.step()
+        with pytest.raises(HermitcrabError, match="the disk is full"):
+            checkpoint.save(small / "checkpoints", made.module, made.optimizer, made.state.as_json())
+        assert not checkpoint.found(small / "checkpoints")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, tiny, rows):

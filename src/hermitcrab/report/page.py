@@ -98,7 +98,16 @@ def base_rows(base: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("from", base["uri"]),
         ("revision", base["revision"]),
         ("kind", f"{base['kind']}, {base['architecture']} ({base['model_type']})"),
-        ("parameters", f"{base['parameters']:,} in {base['tensors']:,} tensors" + (f": {dtypes}" if dtypes else "")),
+        *(
+            [
+                (
+                    "parameters",
+                    f"{base['parameters']:,} in {base['tensors']:,} tensors" + (f": {dtypes}" if dtypes else ""),
+                )
+            ]
+            if base["parameters"]
+            else []  # from scratch: what was trained says how many
+        ),
         ("digest", base["digest"]),
         ("chat template", base["chat_template_digest"]),
         ("license", told),
