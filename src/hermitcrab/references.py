@@ -162,7 +162,7 @@ def digest_path(path: Path, store: Store, bar: Progress | None = None) -> str:
         known = read_json(note)
         if known["signs"] == before:
             return known["digest"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, HermitcrabError, KeyError, TypeError):
         pass  # no note, or one that a crash spoiled: the file is read
     try:
         if bar is None:

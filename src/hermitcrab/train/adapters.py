@@ -13,6 +13,7 @@ from torch import nn
 
 from hermitcrab.errors import HermitcrabError, did_you_mean
 from hermitcrab.recipe import Train
+from hermitcrab.store import read_json, write_json
 
 
 def trainable(model: nn.Module, part: Train) -> nn.Module:
@@ -66,7 +67,11 @@ def merge(model: Any, part: Train, dtype: torch.dtype) -> nn.Module:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """The adapter as peft saves it, without the path of this machine's base in it."""
+    """The adapter as peft saves it, without the path of this machine's base, and its sets of names in order."""
     model.peft_config["default"].base_model_name_or_path = None
     model.save_pretrained(folder)
+    config = read_json(folder / "adapter_config.json")
+    write_json(
+        folder / "adapter_config.json", {k: sorted(v) if k == "target_modules" else v for k, v in config.items()}
+    )
     (folder / "README.md").unlink(missing_ok=True)  # peft's blank card; the package has a card of its own
