@@ -69,7 +69,7 @@ def test_the_body_tells_value_ledger_and_how_to_verify(tmp_path):
     text = card_of(tmp_path).read_text()
     for line in (
         "Better: accuracy of derived 0.8 against base 0.7",
-        "| derived | accuracy (1) | 0.8 | 0.71 to 0.87 | 100 | test |",
+        "| derived | 0.8 [0.71 to 0.87] |",
         "| derived − base | accuracy | 0.1 | 0.02 to 0.18 | 0.02 | +14 / −4 |",
         "| train rows | 10 | 8 | 2 exact duplicate | 1 normalized |",
         "40 steps (1 epochs) with 4 of 12 parameters trained",

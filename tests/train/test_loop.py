@@ -188,10 +188,12 @@ def test_packed_and_unpacked_loss_agree_per_document(tmp_path, rows, architectur
             assert float(ours.sum) == pytest.approx(theirs, rel=1e-4, abs=1e-4)
 
 
-def test_two_processes_agree_with_one(tmp_path, tiny, rows):
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_processes_agree_with_one(tmp_path, tiny, rows, method):
     """Under torchrun over gloo, with an odd number of rows a step, so that one rank has a turn with nothing to learn."""
-    alone, _ = fit(open_session(tmp_path / "one", tiny, rows, steps=4, batch_size=1, accumulate=3))
-    session = open_session(tmp_path / "two", tiny, rows, steps=4, batch_size=1, accumulate=3)
+    settings: dict[str, Any] = {"steps": 4, "batch_size": 1, "accumulate": 3, "method": method, "lora": {"rank": 4}}
+    alone, _ = fit(open_session(tmp_path / "one", tiny, rows, **settings))
+    session = open_session(tmp_path / "two", tiny, rows, **settings)
     plan, _ = session.plan(2)
     assert plan.processes == 2
     launch(tmp_path / "two", 2)

@@ -157,20 +157,20 @@ def _added(record: dict[str, Any], training: dict[str, Any]) -> str:
 
 
 def _value_added(metrics: Sequence[dict[str, Any]], comparison: dict[str, Any]) -> str:
-    rows = [
-        (
-            m["model"],
-            f"{m['name']} ({m['version']})",
-            _number(m["value"]),
-            _interval(m["low"], m["high"]),
-            f"{m['n']:,}",
-            m["split"],
-            f"`{short(m['prompt_digest'])}`" if m.get("prompt_digest") else "",
-        )
-        for m in metrics
-    ]
+    """A row a model, a column a metric with its version; each figure with its interval, each row with what was asked."""
+    names = list(dict.fromkeys((m["name"], m["version"]) for m in metrics))
+    rows = []
+    for model in dict.fromkeys(m["model"] for m in metrics):
+        here = {m["name"]: m for m in metrics if m["model"] == model}
+        any_of = next(iter(here.values()))
+        asked = f"`{short(any_of['prompt_digest'])}`" if any_of.get("prompt_digest") else ""
+        figures = [
+            f"{_number(m['value'])} [{_interval(m['low'], m['high'])}]" if (m := here.get(name)) else ""
+            for name, _ in names
+        ]
+        rows.append((model, *figures, f"{any_of['n']:,} {any_of['split']}", asked))
     text = plain(comparison["sentence"], 1000) + "\n\n"
-    text += _table(("model", "metric (version)", "value", "interval", "n", "split", "prompts"), rows)
+    text += _table(("model", *(f"{name} ({version})" for name, version in names), "rows", "prompts"), rows)
     if pairs := comparison.get("pairs"):
         shown = [
             (f"{p['a']} − {p['b']}", p["metric"], _number(p["difference"]), _interval(p["low"], p["high"]),

@@ -68,10 +68,8 @@ def merge(model: Any, part: Train, dtype: torch.dtype) -> nn.Module:
 
 def save_adapter(model: Any, folder: Path) -> None:
     """The adapter as peft saves it, without the path of this machine's base, and its sets of names in order."""
-    model.peft_config["default"].base_model_name_or_path = None
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # they are frozen; "auto" would ask a hub
     config = read_json(folder / "adapter_config.json")
-    write_json(
-        folder / "adapter_config.json", {k: sorted(v) if k == "target_modules" else v for k, v in config.items()}
-    )
+    config |= {"base_model_name_or_path": None, "target_modules": sorted(config["target_modules"])}
+    write_json(folder / "adapter_config.json", config)
     (folder / "README.md").unlink(missing_ok=True)  # peft's blank card; the package has a card of its own
