@@ -157,7 +157,7 @@ class Asked:
         rows = self.splits["test"].slice(0, self.part.noise_rows)
         other = self.part.batch_size // 4 or 2 * self.part.batch_size
         again = self.keeper.get(
-            "derived", f"noise {other}", partial(_predict, job, "derived", loaded, rows, None, other)
+            "derived", f"test (batches of {other})", partial(_predict, job, "derived", loaded, rows, None, other)
         )
         first = self.test["derived"].slice(0, rows.num_rows)
         column = "score" if first["score"].null_count == 0 else "nll"
