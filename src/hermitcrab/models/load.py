@@ -9,6 +9,7 @@ Notable:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,14 +138,16 @@ def _stamp(root: Path, name: str) -> Stamp:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without progress bars and advice, as it was before afterwards."""
+    """transformers without progress bars and advice to its own developers, as it was before afterwards."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

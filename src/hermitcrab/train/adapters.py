@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from hermitcrab.errors import HermitcrabError, did_you_mean
+from hermitcrab.models.load import quiet
 from hermitcrab.recipe import Train
 from hermitcrab.store import read_json, write_json
 
@@ -33,8 +33,7 @@ def trainable(model: nn.Module, part: Train) -> nn.Module:
     torch.manual_seed(part.seed)
     config = LoraConfig(r=part.lora.rank, lora_alpha=part.lora.alpha, lora_dropout=part.lora.dropout, target_modules=targets,
                         task_type="CAUSAL_LM")  # fmt: skip
-    with warnings.catch_warnings():  # peft asks transformers by an old name, which is nothing to the user
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    with quiet():
         adapted = get_peft_model(model, config)
     for parameter in adapted.parameters():  # adapters learn in float32; the frozen rest stays as it is
         if parameter.requires_grad:
