@@ -61,6 +61,8 @@ def estimate(
     parameters = base["parameters"] or shape["vocab_size"] * hidden + layers * (
         4 * hidden**2 + 3 * hidden * shape["intermediate_size"]
     )
+    # A table is looked up, and the head is computed only where a label is: neither costs much.
+    working = max(parameters - shape["vocab_size"] * hidden, parameters // 4) if base["shape"] else parameters
     tokens = min(rows["train"], recipe.data.take or rows["train"]) * rows["tokens"] * recipe.train.epochs
     rate = float32_rate() * (2 if _has_bfloat16() else 1) * EFFICIENCY
     lora = recipe.train.method == "lora"
@@ -70,7 +72,7 @@ def estimate(
         tokens = recipe.train.steps * micro * recipe.train.accumulate
     final = 2 if recipe.train.final_dtype == "bfloat16" else 4
     passes = 2 + (recipe.evaluate.few_shot > 0)
-    asked = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * rows["tokens"] * passes
+    asked = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * rows["asked"] * passes
     weights = max(6 * parameters, 2 * parameters + activations) if lora else 16 * parameters + activations
     shipped = final * parameters * 1.1
     text = rows["bytes"]
@@ -78,12 +80,12 @@ def estimate(
         "collect": {"seconds": 1 + text / READ, "memory": 200 << 20, "disk": text},
         "prepare": {"seconds": 1 + text / READ, "memory": (200 << 20) + 8 * text, "disk": text},
         "train": {
-            "seconds": (4 if lora else 6) * parameters * tokens / rate,
+            "seconds": (4 if lora else 6) * working * tokens / rate,
             "memory": weights + RUNTIME,
             "disk": shipped,
         },
         "evaluate": {
-            "seconds": 2 * parameters * asked / rate,
+            "seconds": 2 * working * asked / rate,
             "memory": 4 * parameters + RUNTIME,
             "disk": rows["test"] * 400.0 * passes,
         },
@@ -147,7 +149,22 @@ def _rows(recipe: Recipe, artifacts: dict[str, Artifact], resolved: Mapping[str,
         if not counts[split]:
             wanted = getattr(recipe.data.split, split)
             counts[split] = wanted if isinstance(wanted, int) else wanted * counts["train"]
-    return {**counts, "bytes": size, "tokens": size / TOKEN_BYTES / max(1, sum(counts.values()))}
+    tokens = size / TOKEN_BYTES / max(1, sum(counts.values()))
+    asked = tokens
+    if "prepare" in artifacts and recipe.evaluate.choices:
+        asked = max(1.0, tokens - _shared(artifacts["prepare"].payload / "test.parquet") / TOKEN_BYTES)
+    return {**counts, "bytes": size, "tokens": tokens, "asked": asked}
+
+
+def _shared(path: Path) -> int:
+    """Characters that all prompts begin with: they are computed once."""
+    import pyarrow.parquet as pq
+
+    if "prompt" not in pq.read_schema(path).names:
+        return 0
+    prompts = pq.read_table(path, columns=["prompt"])["prompt"].to_pylist()
+    first, last = min(prompts, default=""), max(prompts, default="")
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
 
 
 def _has_bfloat16() -> bool:
