@@ -30,6 +30,7 @@ def test_the_wheel_has_the_package_its_page_its_schema_and_the_license(wheel):
         "hermitcrab/report/page.html",
         "hermitcrab/recipe.schema.json",
         "hermitcrab/py.typed",
+        "hermitcrab/starters/text-generation/recipe.yaml",
     ):
         assert wanted in names
     assert any(n.endswith("licenses/LICENSE") for n in names)

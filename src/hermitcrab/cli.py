@@ -20,6 +20,15 @@ from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 Answer = tuple[Any, Callable[[], str], int]  # (object for --json, text for people, exit status)
 
 
+def init_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.starters import write_starter
+
+    files = write_starter(args.task, args.folder)
+    recipe = next(f for f in files if f.suffix == ".yaml")
+    text = "\n".join(f"wrote {file}" for file in files) + f"\nnext: cd {args.folder} && crab run {recipe.name}"
+    return {"task": args.task, "files": [str(f) for f in files]}, lambda: text, 0
+
+
 def run_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.report.gather import gather
     from hermitcrab.report.terminal import render
@@ -150,6 +159,10 @@ OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="set a key of
 STORE = _arg("--store", default=".crab/store", metavar="FOLDER", help="where artifacts live (default: .crab/store)")
 RUNS = _arg("--runs", default="runs", metavar="FOLDER", help="where runs leave report and package (default: runs)")
 
+_verb("init", "write a starter recipe and a few rows, which run as they are", init_verb,
+      "crab init text-generation my-project",
+      _arg("task", nargs="?", default="text-generation", help="a Hugging Face task name (default: text-generation)"),
+      _arg("folder", nargs="?", type=Path, default=Path("."), help="where to (default: here)"))  # fmt: skip
 _verb("run", "run a recipe: every stage is reused or executed, whatever was killed continues", run_verb,
       "crab run recipes/demo.yaml train.epochs=2", RECIPE, OVERRIDES, STORE, RUNS,
       _arg("--key", type=Path, metavar="PEM", help="private key to sign with (default: the one of `crab keygen`)"))  # fmt: skip
