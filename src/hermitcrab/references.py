@@ -102,9 +102,9 @@ def fetch(resolved: Resolved, store: Store) -> Path:
 
 
 def without_credentials(uri: str) -> str:
-    """A uri fit for a record: user, password and query (where signatures and tokens travel) taken out."""
-    uri = re.sub(r"(?<=://)[^/@\s]*@", "", uri)
-    return uri.partition("?")[0] if "://" in uri else uri
+    """A uri fit for a record: user, password, query and fragment (where signatures and tokens travel) taken out."""
+    uri = re.sub(r"(?<=://)\S*@", "", uri)
+    return re.split(r"[?#]", uri, maxsplit=1)[0] if "://" in uri else uri
 
 
 def cache_folder(*parts: str) -> Path:
@@ -118,13 +118,13 @@ def cache_folder(*parts: str) -> Path:
 
 
 def _resolve_path(reference: str, sha256: str | None, store: Store) -> Resolved:
-    path = Path(reference).expanduser()
     try:
+        path = Path(reference).expanduser()
         found = path.resolve()
         if not found.exists():
             near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
             raise UsageError(f"{reference}: no such file or folder{near if len(near) < 200 else ''}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{reference}: cannot be read: {error}") from error
     if found.is_dir():
         identity, kind = digest_folder(found, store), "folder"

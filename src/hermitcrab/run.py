@@ -153,8 +153,9 @@ class Run:
                 )
             draft.facts["environment"] = environment.describe()
             draft.facts["peak_memory"] = environment.peak_memory()
-            whole = energy if len(draft.sessions()) == 1 else None  # what a killed session used is not known
-            draft.facts["energy"] = environment.energy_between(whole, environment.energy_counter())
+            draft.facts["energy"] = environment.energy_between(
+                energy, environment.energy_counter(), time.time() - began, len(draft.sessions())
+            )
             artifact = self.store.seal(draft)
         say(f"{stage.name}: done in {time.time() - began:.1f} s, {short(artifact.digest)}")
         return artifact
@@ -224,7 +225,7 @@ class Run:
 
         record = {
             "name": self.recipe.name, "task": self.recipe.task, "folder": str(self.folder.absolute()),
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": self.by_uri(self.recipe.model_dump(mode="json")),
             "artifacts": {name: a.key for name, a in self.artifacts.items()},
         }  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -361,7 +362,9 @@ def recompute_parity(package: Path, reference: str | None, store: Store, found: 
                 f"{where.reference} is another base: {base['digest']}, the record says {was['digest']}"
             )
         model = load_model(base, path, getattr(torch, recorded["base_dtype"]))
-        now = parity.recompute(package, model, recorded["probes"])
+        weights = [f for f in describe_files(package, tree_files(package)) if "/" not in f["path"]]
+        merged = load_model({"kind": "safetensors", "files": weights}, package, torch.float32)
+        now = parity.recompute(package, model, merged, recorded["probes"])
         if not parity.within(now, recorded["tolerance"]):
             raise HermitcrabError(f"the merged weights are not base + adapter: {now}, allowed {recorded['tolerance']}")
 

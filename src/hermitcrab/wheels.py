@@ -89,7 +89,7 @@ def _download(member: Member, folder: Path) -> Path:
     """The wheel, fetched by pip. pip works in `folder` too, so its growth is the progress."""
     requirement = f"{member.name}=={member.version}"
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off",
+        sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off",
         "--disable-pip-version-check", f"--dest={folder}", "--", requirement,
     ]  # fmt: skip
     env = {**os.environ, "TMPDIR": str(folder)}
@@ -137,7 +137,7 @@ def _why(stderr: str, requirement: str) -> str:
     if "No matching distribution" in stderr:
         return f"the registry has no package with a wheel for {requirement}; check the name and the version"
     lines = [line for line in stderr.splitlines() if line.strip()]
-    last = re.sub(r"(?<=://)[^/@\s]*@", "", lines[-1])[:200] if lines else "no message"
+    last = re.sub(r"(?<=://)\S*@", "", lines[-1])[:200] if lines else "no message"
     return f"pip could not fetch {requirement} ({last})"
 
 

@@ -2,13 +2,15 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from lineage_artifacts import INPUTS, ORDER, chain, laid_out, packaged
 
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.lineage import bundle
-from hermitcrab.lineage.dsse import open_envelope
+from hermitcrab.lineage.dsse import P256_ORDER, open_envelope
 from hermitcrab.lineage.keys import keygen
 from hermitcrab.lineage.sign import sign_package
 from hermitcrab.lineage.statements import statement
@@ -138,3 +140,14 @@ def test_the_signature_file_is_json_in_its_one_spelling(folder, claims, key):
     data = (folder / "model.sig").read_bytes()
     assert bundle.is_canonical(data, bundle.read_bundle(data))
     assert json.loads(data)["mediaType"] == bundle.MEDIA_TYPE
+
+
+def test_the_other_spelling_of_a_valid_signature_fails(folder, claims, key):
+    """(r, n - s) is as valid to the curve as (r, s): whoever writes it has changed the file without the key."""
+    sign_package(folder, claims, key.private)
+    made = bundle.read_bundle((folder / bundle.NAME).read_bytes())
+    r, s = decode_dss_signature(made.signature)
+    assert s <= P256_ORDER // 2
+    other = replace(made, signature=encode_dss_signature(r, P256_ORDER - s))
+    (folder / bundle.NAME).write_bytes(other.as_bytes())
+    assert [check.file for check in verify(folder).failures] == [bundle.NAME]

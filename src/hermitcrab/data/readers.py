@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -187,6 +188,12 @@ def _constant(word: str) -> Any:
     raise ValueError(f"{word} is not JSON")
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is beyond every number")
+    return value
+
+
 def _jsonl(stream: BinaryIO, name: str) -> Rows:
     lines, position = _Lines(stream, name, newline="\n"), 0
     for line in lines:
@@ -196,7 +203,7 @@ def _jsonl(stream: BinaryIO, name: str) -> Rows:
         where, value = _where(name, position, lines.count), None
         position += 1
         try:
-            value = json.loads(line, object_pairs_hook=_object, parse_constant=_constant)
+            value = json.loads(line, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             yield BadRow(where, "not JSON", f"received {shown(line.strip())}, expected one JSON object a line: {error}")
             continue

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # SEC 2, section 2.4.2
 SAFE_INTEGER = 2**53 - 1
 
 
@@ -66,22 +67,30 @@ def _sign(key: EllipticCurvePrivateKey, data: bytes) -> bytes:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
-        return key.sign(data, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+        return low_s(key.sign(data, ec.ECDSA(hashes.SHA256(), deterministic_signing=True)))
     except UnsupportedAlgorithm:
-        return key.sign(data, ec.ECDSA(hashes.SHA256()))
+        return low_s(key.sign(data, ec.ECDSA(hashes.SHA256())))
+
+
+def low_s(signature: bytes) -> bytes:
+    """The one of the two valid spellings (r, s) and (r, n - s) whose s is the smaller (as BIP 62 asks), in DER."""
+    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+
+    r, s = decode_dss_signature(signature)
+    return encode_dss_signature(r, min(s, P256_ORDER - s))
 
 
 def signature_holds(key: EllipticCurvePublicKey, signature: bytes, payload: bytes) -> bool:
-    """Whether `signature` (DER) is one of `key` over that payload."""
+    """Whether `signature` is the one of `key` over that payload: valid, in DER, and of the two valid ones that with low s."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
         key.verify(signature, pae(payload), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
+        return low_s(signature) == signature
+    except (InvalidSignature, ValueError):
         return False
-    return True
 
 
 def open_envelope(line: bytes) -> Envelope:

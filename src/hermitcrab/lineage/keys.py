@@ -81,7 +81,8 @@ def public_path(path: Path) -> Path:
 
 def default_path() -> Path:
     """Where the user's own private key lies, or would."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "hermitcrab" / "signing-key.pem"
+    home = os.environ.get("XDG_CONFIG_HOME", "")
+    return (Path(home) if os.path.isabs(home) else Path.home() / ".config") / "hermitcrab" / "signing-key.pem"
 
 
 def default_key() -> Path:

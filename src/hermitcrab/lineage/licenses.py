@@ -108,12 +108,10 @@ def _parse(expression: str) -> Any:
     Raises:
         UsageError: for what is no SPDX expression, with the nearest valid id.
     """
-    from license_expression import ExpressionError
-
     text = HUB.get(expression.strip().lower(), expression.strip())
     try:
         parsed = _spdx().parse(text) if 0 < len(text) <= LONGEST else None
-    except (ExpressionError, RecursionError):
+    except Exception:  # noqa: BLE001 - the parser raises IndexError and others on odd input; none of it is an expression
         parsed = None
     if parsed is None:
         raise UsageError(
@@ -153,7 +151,7 @@ def canonical(expression: str) -> str:
 def kind(license_id: str) -> str:
     """`permissive`, `weak copyleft`, `copyleft`, `share-alike`, `non-commercial`, `research-only`, … of one id."""
     for name, patterns in KINDS:
-        if any(fnmatchcase(license_id, pattern) for pattern in patterns.split()):
+        if any(fnmatchcase(license_id.lower(), pattern.lower()) for pattern in patterns.split()):
             return name
     return "unclassified"
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hermitcrab.digest import describe_files, tree_files
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.lineage import bundle
-from hermitcrab.lineage.dsse import sign_statement
+from hermitcrab.lineage.dsse import low_s, sign_statement
 from hermitcrab.lineage.keys import load_private, public_pem
 from hermitcrab.lineage.statements import files_of, stage_of
 from hermitcrab.store import write_atomic
@@ -70,4 +71,4 @@ def _sign_folder(folder: Path, key: Path) -> bytes:
             raise HermitcrabError(f"{folder}: cannot be signed: {error}") from error
         signed = bundle.read_bundle(raw.read_bytes())
     signed.files()  # a list that verification would not accept is not written
-    return signed.as_bytes()
+    return replace(signed, signature=low_s(signed.signature)).as_bytes()

@@ -87,7 +87,7 @@ def configuration(weights: Weights) -> dict[str, Any]:
         config["mlp_bias"] = "blk.0.ffn_up.bias" in weights.tensors
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         token = weights.metadata.get(f"tokenizer.ggml.{theirs}_token_id")
-        if type(token) is int and token < embedding.shape[0]:
+        if type(token) is int and 0 <= token < embedding.shape[0]:
             config[f"{ours}_token_id"] = token
     return config
 

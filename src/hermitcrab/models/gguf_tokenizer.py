@@ -180,9 +180,9 @@ def _special_tokens(weights: Weights, tokens: list[str]) -> dict[str, str]:
     special = {}
     for name, key in zip(SPECIAL, ("bos", "eos", "padding", "unknown"), strict=True):
         index = weights.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if index is None:
+        if index is None or index == -1:  # how some writers say that there is none
             continue
-        if type(index) is not int or index >= len(tokens):
+        if type(index) is not int or not 0 <= index < len(tokens):
             raise HermitcrabError(f"{weights.path}: {name} is {index!r}, which is no id of its {len(tokens):,} tokens")
         special[name] = tokens[index]
     return special

@@ -55,7 +55,7 @@ def init_model(base: dict[str, Any], path: Path, seed: int) -> PreTrainedModel:
     """A model with new weights (float32), drawn from `seed` alone."""
     import torch
 
-    with verified(base, path), quiet(), torch.random.fork_rng(devices=[]), _library_errors("base.architecture"):
+    with verified(base, path), quiet(), torch.random.fork_rng(devices=[]), library_errors("base.architecture"):
         torch.manual_seed(seed)
         config = _config(base["configuration"], "base.architecture")
         return _model_class(config, "base.architecture")(config).float().eval()
@@ -90,7 +90,7 @@ def save_tokenizer(base: dict[str, Any], path: Path, folder: Path) -> None:
     text.save(folder)
     if not (folder / "config.json").exists():
         return
-    with quiet(), _library_errors(folder):
+    with quiet(), library_errors(folder):
         peer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         differs = [
             probe for probe in PROBES if peer(probe, add_special_tokens=False)["input_ids"] != text.encode(probe)
@@ -155,7 +155,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _library_errors(where: object) -> Iterator[None]:
+def library_errors(where: object) -> Iterator[None]:
     try:
         yield
     except HermitcrabError:
@@ -171,7 +171,7 @@ def _config(values: dict[str, Any], where: object) -> Any:
 
     if values["model_type"] not in CONFIG_MAPPING:
         raise HermitcrabError(f"{where}: transformers has no model type {values['model_type']!r}")
-    with _library_errors(where):
+    with library_errors(where):
         return AutoConfig.for_model(**values)
 
 
@@ -188,7 +188,7 @@ def _generation(folder: Path) -> Any:
 
     if not (folder / "generation_config.json").exists():
         return None
-    with _library_errors(folder / "generation_config.json"):
+    with library_errors(folder / "generation_config.json"):
         return GenerationConfig.from_dict(read_json_file(folder / "generation_config.json"))
 
 
@@ -236,7 +236,7 @@ def _assemble(
         )
     config = _config(values, path)
     kind = _model_class(config, path)
-    with _library_errors(path):
+    with library_errors(path):
         with torch.device("meta"):
             wanted = sum(p.numel() for p in kind(config).parameters())
         if wanted > weights.parameters * SLACK + 1024:

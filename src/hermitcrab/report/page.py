@@ -80,7 +80,7 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
 def commands(signed: bool) -> list[str]:
     """What a reader types, in the folder of the page, to check the package."""
     if not signed:
-        return ["crab verify package"]
+        return []
     return [
         "crab verify package --key publisher.pub.pem",
         "model_signing verify key package --signature package/model.sig --public_key publisher.pub.pem",
@@ -213,7 +213,7 @@ def value(found: Mapping[str, Any]) -> dict[str, Any]:
 def second_verdict(found: Mapping[str, Any]) -> dict[str, str] | None:
     """The verdict against the strongest base variant, where that is not the base as it came."""
     strongest = found.get("strongest")
-    if not strongest or not any(p["b"] == strongest["model"] for p in found["pairs"][1:]):
+    if not strongest or not found["pairs"] or strongest["model"] == found["pairs"][0]["b"]:
         return None
     return {"verdict": strongest["verdict"], "tone": TONES[strongest["verdict"]], "model": strongest["model"]}
 

@@ -78,6 +78,8 @@ def _collect_split(job: Job, split: str, sources: list[Source], ledger: Ledger) 
                     )
                 taken.add(str(row["row_id"]))
                 out.add(row)
+            if digest_file(path) != digest:
+                raise HermitcrabError(f"{source.path}: changed while it was being read; run again")
             described.append({**about, "rows_read": counts.taken, "rows_kept": counts.kept})
             ledger.merge(counts)
     return described

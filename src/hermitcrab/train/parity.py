@@ -43,21 +43,20 @@ def within(found: dict[str, float], tolerance: dict[str, float]) -> bool:
     return found["top1_agreement"] >= tolerance["top1_agreement"] and found["mean_kl"] <= tolerance["mean_kl"]
 
 
-def recompute(package: Path, base: nn.Module, probes: list[list[int]]) -> dict[str, float]:
-    """Parity of a package afresh: `base` (in the precision that it was trained in) with the package's adapter, and the
-    package's own weights, on the recorded probes."""
+def recompute(package: Path, base: nn.Module, merged: nn.Module, probes: list[list[int]]) -> dict[str, float]:
+    """Parity of a package afresh, on the recorded probes.
+
+    Args:
+        base: in the precision that it was trained in; the package's adapter is put on it.
+        merged: the package's own weights, read by our own loader: a package may be anybody's.
+    """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    from hermitcrab.models.load import quiet
+    from hermitcrab.models.load import library_errors, quiet
 
-    with quiet():
+    with quiet(), library_errors(package / "adapter"):
         adapted = PeftModel.from_pretrained(base.float(), package / "adapter")
-        trained = probe_logits(adapted, probes)
-        del adapted
-        return compare(
-            trained, probe_logits(AutoModelForCausalLM.from_pretrained(package, dtype=torch.float32), probes)
-        )
+        return compare(probe_logits(adapted, probes), probe_logits(merged, probes))
 
 
 def judge(

@@ -142,7 +142,7 @@ def launch(folder: Path, processes: int) -> None:
         HermitcrabError: with the sentence of the process that failed.
     """
     say(f"train: {processes} processes")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
                "-m", "hermitcrab.train.session", str(folder)]  # fmt: skip
     (folder / "failed.txt").unlink(missing_ok=True)
     threads = str(read_json(folder / "plan.json")["threads"])
@@ -151,7 +151,7 @@ def launch(folder: Path, processes: int) -> None:
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": threads},
+            env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONSAFEPATH": "1"},
             text=True,
             preexec_fn=die_with_parent,
         )

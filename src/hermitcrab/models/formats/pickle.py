@@ -46,7 +46,15 @@ def _convert(path: Path, copy: Path, digest: str, size: int) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=copy.parent) as folder:
         out = Path(folder) / copy.name
-        command = [sys.executable, "-m", "hermitcrab.models.formats.pickle", str(path.resolve()), str(out), str(size)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "hermitcrab.models.formats.pickle",
+            str(path.resolve()),
+            str(out),
+            str(size),
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
