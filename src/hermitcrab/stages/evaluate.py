@@ -5,18 +5,17 @@ Answers are kept in the draft as each model gives them, so a killed evaluation g
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.digest import digest_bytes, digest_json
+from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError, UsageError
-from hermitcrab.progress import say
+from hermitcrab.evaluate.asking import Keeper, ask, base_start, derived_start, load
 from hermitcrab.recipe import Evaluate, Part, Recipe, Train
 from hermitcrab.stages import Job, Stage
-from hermitcrab.store import Artifact, process_cpu, write_atomic
+from hermitcrab.store import Artifact, process_cpu
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,7 +74,7 @@ def run(job: Job) -> None:
     part: Evaluate = job.part.evaluate
     prepared = job.inputs["prepare"]
     splits = {name: _read(prepared.payload / f"{name}.parquet") for name in ("train", "validation", "test")}
-    asked = Asked(part, splits, Keeper(job.draft.work / "answers"))
+    asked = Asked(part, splits, Keeper(job.draft.work / "answers", "evaluate"))
     noise = asked.models(job)
     asked.calibrate()
     asked.baselines()
@@ -94,26 +93,6 @@ def shots(part: Evaluate, train: pa.Table) -> pa.Table:
             f"evaluate.few_shot asks for {part.few_shot} examples; the training rows have {len(turns)}"
         )
     return pa.Table.from_pylist(turns[: part.few_shot], schema=train.schema)
-
-
-class Keeper:
-    """Answers on disk, so that none is asked for twice; with the CPU-seconds that they took."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def get(self, name: str, split: str, make: Callable[[], pa.Table]) -> pa.Table:
-        import io
-
-        import pyarrow.parquet as pq
-
-        path = self.folder / f"{digest_bytes(f'{name}/{split}'.encode())[7:23]}.parquet"
-        if not path.exists():
-            say(f"evaluate: {name}, {split} rows")
-            sink = io.BytesIO()
-            pq.write_table(make(), sink)
-            write_atomic(path, sink.getvalue())
-        return pq.read_table(path)
 
 
 class Asked:
@@ -229,31 +208,14 @@ def _predict(
     if not loaded:
         loaded.extend(_load(job, which))
     task, model = loaded
-    before = process_cpu()
-    table = task.predict(model, rows, job.part.evaluate, shots, size)
-    return table.replace_schema_metadata({**table.schema.metadata, "cpu_seconds": str(process_cpu() - before)})
+    return ask(task, model, rows, job.part.evaluate, shots, size)
 
 
 def _load(job: Job, which: str) -> tuple[Any, Any]:
     """Task and model, in the final precision: exactly the bytes that train sealed, or those of the base."""
-    import torch
-
-    from hermitcrab.tasks import Start, make_task
-
-    base = job.inputs["collect"].read("base.json")
-    trained = job.inputs["train"]
-    start = Start(base, job.base_path, trained.facts.get("init", {}).get("seed"))
-    if which == "derived":
-        files = [
-            {**f, "path": f["path"].removeprefix("model/")}
-            for f in trained.manifest["files"]
-            if f["path"].startswith("model/")
-        ]
-        start = Start({**base, "kind": "safetensors", "files": files}, trained.payload / "model")
-    task = make_task(job.part.task, start, job.part.train)
-    torch.manual_seed(0)
-    model = task.model(getattr(torch, job.part.train.final_dtype))
-    return task, model.to("cuda") if torch.cuda.is_available() else model
+    base, trained = job.inputs["collect"].read("base.json"), job.inputs["train"]
+    start = derived_start(base, trained) if which == "derived" else base_start(base, job.base_path, trained)
+    return load(job.part.task, start, job.part.train, job.part.train.final_dtype)
 
 
 def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
