@@ -204,7 +204,7 @@ def chain(store: Store, scratch: Path, **other: Any) -> dict[str, Artifact]:
         draft.facts["cpu_seconds_per_answer"] = {"derived": 0.02}
 
     asked = {
-        "base": {"path": "https://user:secret@models.example/tiny.gguf?token=hidden"},
+        "base": {"path": base["uri"], "tokenizer": "https://user:secret@models.example/tiny.gguf?token=hidden"},
         "scratch": digest_json([base, sources]),
     }
     made["collect"] = sealed(store, "collect", asked, made, collect)

@@ -456,11 +456,57 @@ def test_whatever_says_another_base_data_or_license_is_a_contradiction(made, tmp
     assert {check.file for check in result.failures} == {name}
 
 
-def test_a_base_model_given_as_a_list_of_one_is_the_same(made, tmp_path, keys):
-    result = dishonest(
-        made, tmp_path, keys, "package", "README.md", "base_model: Tiny-Instruct", "base_model:\n- Tiny-Instruct"
-    )
-    assert result.ok, messages(result)
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("README.md", "base_model: Tiny-Instruct", "base_model:\n- Tiny-Instruct"),
+        ("README.md", "value: 0.8", "value: 0.9999"),
+        ("README.md", "accuracy of derived 0.8 against", "accuracy of derived 0.9 against"),
+        ("ml-bom.cdx.json", '"value": "0.8"', '"value": "1.0"'),
+        ("ml-bom.cdx.json", '"architectureFamily": "llama"', '"architectureFamily": "ours"'),
+        ("hermitcrab.json", '"template_digest": "sha256:', '"template_digest": "sha256:0'),
+    ],
+)
+def test_card_bill_and_record_say_what_was_measured_to_the_letter(made, tmp_path, keys, file, old, new):
+    """Signed anew by a dishonest maker, so that nothing but the claims speaks against it."""
+    result = dishonest(made, tmp_path, keys, "package", file, old, new)
+    assert file in {check.file for check in result.failures}, messages(result)
+
+
+@pytest.mark.parametrize("named", [[], ["collect"], ["collect", "prepare"], ["collect", "prepare", "train", "train"]])
+def test_a_claim_names_each_of_its_inputs_once(made, tmp_path, keys, named):
+    statements = claims_of(made)
+    number = ORDER.index("evaluate")
+    inputs = statements[number]["predicate"]["buildDefinition"]["resolvedDependencies"]
+    by_name = {entry["name"]: entry for entry in inputs}
+    statements[number]["predicate"]["buildDefinition"]["resolvedDependencies"] = [by_name[n] for n in named]
+    folder = laid_out(made["package"], tmp_path / "package")
+    sign_package(folder, statements, keys[0].private)
+    assert "evaluate names the inputs" in messages(verify(folder))
+
+
+@pytest.mark.parametrize(("stage", "path", "value", "said"), [
+    ("package", ("use",), "commercial ", "is none of commercial"),
+    ("collect", ("base", "path"), "another.gguf", "the recipe asked for the base another.gguf"),
+])  # fmt: skip
+def test_what_was_asked_is_held_against_what_was_used(made, tmp_path, keys, stage, path, value, said):
+    statements = claims_of(made)
+    here = statements[ORDER.index(stage)]["predicate"]["buildDefinition"]["externalParameters"]
+    for step in path[:-1]:
+        here = here[step]
+    here[path[-1]] = value
+    folder = laid_out(made["package"], tmp_path / "package")
+    sign_package(folder, statements, keys[0].private)
+    assert said in messages(verify(folder))
+
+
+def test_what_a_claim_tells_has_the_digest_of_its_file(made, tmp_path, keys):
+    statements = claims_of(made)
+    for entry in statements[ORDER.index("train")]["predicate"]["runDetails"]["byproducts"]:
+        entry["digest"] = {"sha256": "0" * 64}
+    folder = laid_out(made["package"], tmp_path / "package")
+    sign_package(folder, statements, keys[0].private)
+    assert "is of another file" in messages(verify(folder))
 
 
 def test_weights_that_no_stage_trained_are_found(made, tmp_path, keys):

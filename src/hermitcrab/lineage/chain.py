@@ -8,12 +8,13 @@ claims, that is a contradiction, not damage.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from hermitcrab.digest import digest_json, short
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.lineage import bom, bundle, card
-from hermitcrab.lineage.licenses import check, refuse, result_license
+from hermitcrab.lineage.licenses import USES, check, refuse, result_license
 from hermitcrab.lineage.sign import CLAIMS, SIGNER
 from hermitcrab.lineage.statements import dependencies_of, files_of, stage_of
 from hermitcrab.models.formats import gguf
@@ -23,8 +24,17 @@ if TYPE_CHECKING:
 
 RECORD, CARD, BILL = "hermitcrab.json", "README.md", "ml-bom.cdx.json"
 COMPRESSED = "gguf/"
+MODEL = ("model/", "adapter/")
 SIGNED = {CLAIMS, SIGNER, bundle.NAME}
 Claims = dict[str, dict[str, Any]]
+INPUTS: dict[str, tuple[str, ...]] = {
+    "collect": (),
+    "prepare": ("collect",),
+    "train": ("collect", "prepare"),
+    "evaluate": ("collect", "prepare", "train"),
+    "compress": ("collect", "prepare", "train", "evaluate"),
+    "package": ("collect", "prepare", "train", "evaluate", "compress"),
+}
 
 
 def check_chain(result: Verification, here: Folder, statements: list[dict[str, Any]] | None) -> None:
@@ -57,6 +67,11 @@ def check_chain(result: Verification, here: Folder, statements: list[dict[str, A
         with result.checking("parity", RECORD, "the compressed models are those that were compared with the model"):
             _compressed(record, claims)
         _agreement(result, here, record, made_of)
+        if claims and not here.doubted and not here.changed:
+            with result.checking(
+                "figures", RECORD, "record, card and bill say what the signed claims say, to the letter"
+            ):
+                _rendered(result, here, record, claims)
 
 
 def _links(statements: list[dict[str, Any]]) -> Claims:
@@ -71,22 +86,42 @@ def _links(statements: list[dict[str, Any]]) -> Claims:
             raise HermitcrabError(f"line {number}: not a statement of a hermitcrab stage") from error
         if stage in claims:
             raise HermitcrabError(f"line {number}: a second claim about the stage {stage}")
-        inputs = {entry["name"]: "sha256:" + entry["digest"]["sha256"] for entry in dependencies_of(claim, "artifact")}
+        named = dependencies_of(claim, "artifact")
+        inputs = {entry["name"]: "sha256:" + entry["digest"]["sha256"] for entry in named}
+        if sorted(entry["name"] for entry in named) != sorted(INPUTS.get(stage, ())):
+            raise HermitcrabError(
+                f"line {number}: {stage} names the inputs {', '.join(sorted(inputs)) or 'none'}, "
+                f"expected {', '.join(INPUTS.get(stage, ())) or 'none'}, each once"
+            )
+        paths = [file["path"] for file in files_of(claim)]
+        if len(set(paths)) < len(paths):
+            raise HermitcrabError(f"line {number}: {stage} names a file twice")
+        _byproducts(claim, stage, number)
         for name, digest in inputs.items():
             if digests.get(name) != digest:
                 made = f"left {short(digests[name])}" if name in digests else "has no claim before it"
                 raise HermitcrabError(
                     f"line {number}: {stage} names {name} {short(digest)} as its input, but {name} {made}"
                 )
-        if (stage == "collect") == bool(inputs):
-            raise HermitcrabError(f"line {number}: {stage} {'takes no earlier stage' if inputs else 'names no input'}")
         claims[stage], digests[stage] = claim, digest_json(files_of(claim))
-    missing = {"collect", "prepare", "train", "evaluate", "compress", "package"} - set(claims)
+    missing = set(INPUTS) - set(claims)
     if missing:
         raise HermitcrabError(f"no claim about the stage {', '.join(sorted(missing))}")
-    if list(claims)[-1] != "package" or set(inputs) != set(claims) - {"package"}:
+    if list(claims)[-1] != "package":
         raise HermitcrabError("the last claim is not that of a package made from all the others")
     return claims
+
+
+def _byproducts(claim: dict[str, Any], stage: str, number: int) -> None:
+    """What a claim tells of its files has the digests of those files, and of all else the digest of what is told."""
+    files = {file["path"]: file["sha256"] for file in files_of(claim)}
+    for entry in claim["predicate"]["runDetails"]["byproducts"]:
+        name, digest = entry["name"], "sha256:" + entry["digest"]["sha256"]
+        if name in files:
+            if digest != files[name]:
+                raise HermitcrabError(f"line {number}: what {stage} tells of {name} is of another file")
+        elif digest != digest_json(entry["annotations"]["value"]):
+            raise HermitcrabError(f"line {number}: what {stage} tells of {name} does not have its digest")
 
 
 def _subjects(result: Verification, here: Folder, claims: Claims) -> None:
@@ -120,8 +155,11 @@ def _weights(result: Verification, here: Folder, claims: Claims, record: dict[st
     for name in sorted(package.keys() - made.keys() - {RECORD, CARD, BILL}):
         result.fail("weights", name, f"{name}: no stage but the package made it", here.sound(name))
     weights = record.get("weights", {}).get("files", [])
-    if not weights or any(made.get(file["path"]) != file["sha256"] for file in weights):
+    shipped = {name for name in package if name.endswith(".safetensors") and "/" not in name}
+    if any(made.get(file["path"]) != file["sha256"] for file in weights) or not shipped <= {f["path"] for f in weights}:
         result.fail("weights", RECORD, f"{RECORD}: names other weights than those that were trained")
+    if record.get("weights", {}).get("digest") != digest_json(weights):
+        result.fail("weights", RECORD, f"{RECORD}: its digest of the weights is not that of the files it lists")
 
 
 def _parity(record: dict[str, Any], claims: Claims) -> None:
@@ -153,6 +191,46 @@ def _compressed(record: dict[str, Any], claims: Claims) -> None:
         raise HermitcrabError("the compress stage left other files than those that it gives figures of")
 
 
+def _rendered(result: Verification, here: Folder, record: dict[str, Any], claims: Claims) -> None:
+    """Card and bill are written again from what is signed; by another version than theirs only their facts are compared."""
+    told = {
+        (stage, entry["name"]): entry["annotations"]["value"]
+        for stage, claim in claims.items()
+        for entry in claim["predicate"]["runDetails"]["byproducts"]
+    }
+    asked = claims["package"]["predicate"]["buildDefinition"]["externalParameters"]
+    training = told["train", "training.json"]
+    for name, said, true in (
+        ("choices", record.get("choices", []), asked["choices"]),
+        ("template_digest", record["template_digest"], training["template_digest"]),
+    ):
+        if said != true:
+            result.fail("figures", RECORD, f"{RECORD}: names other {name} than the signed claims", here.sound(RECORD))
+    for name in ("metrics.json", "comparison.json"):
+        if here.json(name) != told["evaluate", name]:
+            result.fail("figures", name, f"{name}: not what the evaluate claim tells", here.sound(name))
+    if record["made_by"]["hermitcrab"] != version("hermitcrab"):
+        return
+    metrics = here.json("metrics.json")
+    loaded = sorted(
+        (
+            {**f, "path": f["path"].removeprefix("model/")}
+            for f in files_of(claims["train"])
+            if f["path"].startswith(MODEL)
+        ),
+        key=lambda f: f["path"],
+    )
+    blamed = {failure.file for failure in result.failures}
+    if RECORD in blamed:
+        return
+    if BILL not in blamed and here.json(BILL) != bom.bill_of_materials(record, metrics, loaded):
+        result.fail("figures", BILL, f"{BILL}: not the bill that follows from record and claims", here.sound(BILL))
+    ledgers = [entry for stage in INPUTS["package"] for entry in told[stage, "ledger.json"]]
+    card_now = card.model_card(record, metrics, here.json("comparison.json"), ledgers, training)
+    if CARD not in blamed and here.read(CARD).decode() != card_now:
+        result.fail("figures", CARD, f"{CARD}: not the card that follows from record and claims", here.sound(CARD))
+
+
 def _made_of(claims: Claims) -> dict[str, Any]:
     """Base, data and license of the model, from the claims alone, in the shape of hermitcrab.json.
 
@@ -177,6 +255,15 @@ def _made_of(claims: Claims) -> dict[str, Any]:
         for entry in dependencies_of(claims["collect"], "data")
     ]
     asked = claims["package"]["predicate"]["buildDefinition"]["externalParameters"]
+    if asked["use"] not in USES:
+        raise HermitcrabError(f"the declared use {card.plain(asked['use'], 40)!r} is none of {', '.join(USES)}")
+    if told["license"] is None:
+        raise HermitcrabError("the base has no license in the claims")
+    collected = claims["collect"]["predicate"]["buildDefinition"]["externalParameters"]
+    if collected["base"]["path"] != base["uri"]:
+        raise HermitcrabError(
+            f"the recipe asked for the base {card.plain(collected['base']['path'])}, recorded is {base['uri']}"
+        )
     licenses = [source["license"] for source in data]
     refuse(check(asked["use"], told["license"], licenses))
     return {
