@@ -42,7 +42,8 @@ def load_model(base: dict[str, Any], path: Path, dtype: torch.dtype) -> PreTrain
     with verified(base, path), quiet():
         weights = open_weights(path)
         if weights.format == "gguf":
-            config, generation = ggml.configuration(weights), None
+            beside = any(file["path"] == "generation_config.json" for file in base["files"])
+            config, generation = ggml.configuration(weights), _generation(path.parent) if beside else None
             tensors = _gguf_tensors(weights, config, dtype)
         else:
             config, generation = read_config(path), _generation(path)

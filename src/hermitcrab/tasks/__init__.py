@@ -74,6 +74,15 @@ class Task(Protocol):
         """Fixed inputs, none of anybody's data, on which a merged or compressed model is compared."""
         ...
 
+    def inputs(self, rows: pa.Table) -> dict[str, Any]:
+        """What a model is given for these rows, and for a few awkward inputs of our own, each with a name: the same model in
+        another format must be given the same."""
+        ...
+
+    def asked(self, rows: pa.Table, part: Evaluate) -> str:
+        """The digest of what `predict` asks of these rows, without asking it."""
+        ...
+
     def predict(self, model: torch.nn.Module, rows: pa.Table, part: Evaluate, shots: pa.Table | None = None,
                 batch_size: int | None = None) -> pa.Table:  # fmt: skip
         """Answers: `row_id, reference, prediction, score` and what else is known of each row."""

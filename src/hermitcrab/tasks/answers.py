@@ -47,6 +47,14 @@ def prompt_digest(prompts: list[list[int]], choices: list[str]) -> str:
     return digest_json({"choices": choices, "prompts": prompts})
 
 
+def asked(task: TextGeneration, rows: pa.Table, part: Evaluate) -> str:
+    """The `prompt_digest` of the answers to these rows."""
+    if "text" in rows.column_names:
+        return prompt_digest([d.ids.tolist() for d in task.documents(rows)], [])
+    prompts, _ = cut_prompts([task.encoder.prompt(q) for q in questions(rows, None)[0]], part.sequence_length)
+    return prompt_digest(prompts, part.choices)
+
+
 def cut_prompts(prompts: list[list[int]], length: int) -> tuple[list[list[int]], int]:
     """Prompts longer than `length` lose their beginning; how many did is counted."""
     return [p[-length:] for p in prompts], sum(len(p) > length for p in prompts)

@@ -27,7 +27,7 @@ from hermitcrab.models.load import init_model, load_model
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Train
 from hermitcrab.tasks import Loss, Start
-from hermitcrab.tasks.encoding import Encoder, load_encoder
+from hermitcrab.tasks.encoding import Encoder, conversation, load_encoder
 
 # What a merge or a compression is compared on: sentences of our own, so that no row of anybody's data enters a package.
 PROBES = (
@@ -39,6 +39,17 @@ PROBES = (
     "寄居蟹住在别的动物留下的壳里，没有谁会因此责怪它。",
     "If 3 apples cost 2 dollars, then 12 apples cost 8 dollars.",
     "El tren de las nueve llegó tarde otra vez y nadie en el andén parecía sorprendido.",
+)
+
+# Where tokenizers differ: digits, apostrophes, runs of spaces and line ends, marks and scripts of all kinds, special tokens.
+AWKWARD = (
+    "Hello world's  12,345.67!\n\n\tdef f(x):\r\n    return x ** 2",
+    " leading, trailing \n",
+    "naïve café — 寄居蟹住在别的动物留下的壳里。 10𝟘½ Ⅷ 🦀🦀 e\u0301",
+    "<|im_start|>user\nhi<|im_end|>\n<s>[INST]</s>",
+    "DON'T we'll I'M i'd CamelCaseWORDS x_y_z http://a.b/c?d=1&e=2",
+    "مرحبا بالعالم 123 · שלום · Привет, мир! · नमस्ते दुनिया · 한국어 · ไทย",
+    "",
 )
 
 
@@ -182,6 +193,21 @@ class TextGeneration:
     def probes(self) -> list[list[int]]:
         """Token ids that merged and compressed models are compared on."""
         return [self.encoder.prompt([{"role": "user", "content": text}]) for text in PROBES]
+
+    def inputs(self, rows: pa.Table) -> dict[str, Any]:
+        """Ids of every text of the rows and of the awkward ones, the tokens that begin and end, the template."""
+        coder = self.encoder
+        found: dict[str, Any] = {repr(text): coder.encode(text) for text in AWKWARD}
+        for row in rows.to_pylist():
+            texts = [row["text"]] if "text" in row else [m["content"] for m in conversation(row)]
+            found[f"row {row['row_id']}"] = [coder.encode(text) for text in texts]
+        found["the tokens that begin, end and pad a text"] = [coder.bos, coder.eos, coder.pad, *sorted(coder.ends)]
+        return {**found, "the chat template": coder.template_digest}
+
+    def asked(self, rows: pa.Table, part: Evaluate) -> str:
+        from hermitcrab.tasks.answers import asked
+
+        return asked(self, rows, part)
 
     def predict(self, model: nn.Module, rows: pa.Table, part: Evaluate, shots: pa.Table | None = None,
                 batch_size: int | None = None) -> pa.Table:  # fmt: skip

@@ -1,0 +1,133 @@
+"""GGUF: a writer. Blocks are packed by `gguf.quants`, one tensor in memory at a time, and the same input gives the same bytes.
+
+What a type cannot hold stays wider, and is counted by the caller: vectors in F32 (as every engine expects its norms), rows
+that are no whole number of blocks in F16, and the output head of a type under eight bits in Q8_0 (llama.cpp keeps it wider
+too: its errors go straight into the answer).
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hermitcrab.errors import HermitcrabError
+
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+HEAD_TYPE = "Q8_0"
+LARGEST_F16 = 65504.0
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}  # llama.cpp's
+QUANTIZATION_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor as it will stand in the file. `reason`: why its type is not the one that was asked for."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    reason: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        block, width = _sizes(self.dtype)
+        return int(np.prod(self.shape)) // block * width
+
+
+def _sizes(dtype: str) -> tuple[int, int]:
+    """Numbers in a block, bytes of a block."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    return GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
+
+
+def plan_tensor(name: str, shape: tuple[int, ...], wanted: str, head: bool) -> Planned:
+    """The type that a tensor gets where `wanted` is asked for; `head`: it makes the logits."""
+    if wanted == "F32" or not shape:
+        return Planned(name, "F32", shape)
+    if len(shape) < 2:
+        return Planned(name, "F32", shape, "vector, in F32")
+    block, width = _sizes(wanted)
+    if shape[-1] % block:
+        return Planned(name, "F16", shape, f"row no whole number of {wanted} blocks, in F16")
+    if head and 8 * width < 8 * block:
+        return Planned(name, HEAD_TYPE, shape, f"output head, in {HEAD_TYPE}")
+    return Planned(name, wanted, shape)
+
+
+def write(
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[Planned],
+    read: Callable[[str], np.ndarray],
+) -> None:
+    """One GGUF file (version 3, little-endian), whole or not at all.
+
+    Args:
+        metadata: key → str, bool, int (uint32), float (float32) or a list of one of these.
+        read: name → its numbers, float32, in the shape that was planned.
+
+    Raises:
+        HermitcrabError: a value that its type cannot hold.
+    """
+    from gguf import GGUFValueType, GGUFWriter
+    from gguf.constants import GGMLQuantizationType
+
+    kinds = {
+        str: GGUFValueType.STRING, bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32,
+        list: GGUFValueType.ARRAY,
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    writer = GGUFWriter(beside, architecture)
+    try:
+        for key, value in metadata.items():
+            writer.add_key_value(key, value, kinds[type(value)])
+        for tensor in tensors:
+            block, width = _sizes(tensor.dtype)
+            packed = tensor.dtype not in ("F32", "F16")
+            shape = (*tensor.shape[:-1], tensor.shape[-1] // block * width) if packed else tensor.shape
+            kind = np.dtype(np.uint8) if packed else np.dtype(np.float32 if tensor.dtype == "F32" else np.float16)
+            writer.add_tensor_info(tensor.name, shape, kind, tensor.nbytes, GGMLQuantizationType[tensor.dtype])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            _append(writer, tensor, read(tensor.name), path)
+        writer.flush()
+        assert writer.fout is not None
+        os.fsync(writer.fout[0].fileno())
+    finally:
+        writer.close()
+    os.replace(beside, path)
+
+
+def _append(writer: Any, tensor: Planned, values: np.ndarray, path: Path) -> None:
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    largest = float(np.abs(values).max(initial=0.0))
+    if not np.isfinite(largest):
+        raise HermitcrabError(f"{path.name}: tensor `{tensor.name}` holds values that are no numbers (NaN or infinite)")
+    if largest > LARGEST_F16 and tensor.dtype not in ("F32", "BF16"):
+        raise HermitcrabError(
+            f"{path.name}: tensor `{tensor.name}` holds {largest:.4g}, beyond what {tensor.dtype} can say "
+            f"(at most {LARGEST_F16:g}); choose F32 or BF16"
+        )
+    packed = np.ascontiguousarray(
+        quantize(np.ascontiguousarray(values, np.float32), GGMLQuantizationType[tensor.dtype])
+    )
+    try:
+        writer.write_tensor_data(packed)
+    except OSError as error:
+        if error.errno is None:  # numpy tells only how many bytes it could not write
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
