@@ -20,7 +20,7 @@ from tiny import RECIPE, question_rows, write_project
 from hermitcrab import recipe as recipes
 from hermitcrab.cli import main
 from hermitcrab.recipe import Part
-from hermitcrab.run import Run, find_run
+from hermitcrab.run import ORDER, Run, find_run
 from hermitcrab.store import Store, read_json
 
 
@@ -28,7 +28,7 @@ from hermitcrab.store import Store, read_json
 def project(tmp_path_factory) -> Path:
     """A finished run, made once; tests that change something copy it."""
     folder = tmp_path_factory.mktemp("project")
-    write_project(folder)
+    write_project(folder, RECIPE + "compress: {gguf: [Q8_0], rows: 16}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
@@ -56,7 +56,7 @@ def test_a_second_run_reuses_every_stage_and_says_one_object(here, capsys):
     status, out, err = crab("run", "small.yaml", "--json", capsys=capsys)
     told = json.loads(out)
     assert status == 0
-    assert told["reused"] == ["collect", "prepare", "train", "evaluate", "package"]
+    assert told["reused"] == list(ORDER)
     assert "train: reused" in err
     assert before == {p: p.stat().st_mtime_ns for p in (here / "runs" / "small" / "package").iterdir()}
 
@@ -71,7 +71,7 @@ def test_changed_data_is_noticed(here, capsys):
     with open(here / "rows.csv", "a") as file:
         file.write("the weather is odd,yes\n")
     _, out, _ = crab("plan", "small.yaml", "--json", capsys=capsys)
-    assert [row["action"] for row in json.loads(out)["stages"]] == ["run"] * 5
+    assert [row["action"] for row in json.loads(out)["stages"]] == ["run"] * len(ORDER)
 
 
 def test_plan_runs_nothing_and_estimates_what_it_can(here, capsys):
@@ -109,7 +109,9 @@ def test_parity_can_be_computed_afresh_and_another_base_is_found_out(here, capsy
 def test_a_flipped_bit_in_any_kind_of_file_is_named(here, capsys):
     package, draw = here / "runs" / "small" / "package", random.Random(7)
     files = sorted(p for p in package.rglob("*") if p.is_file())
-    assert {"claims.jsonl", "model.sig", "signer.pub.pem", "README.md", "ml-bom.cdx.json"} <= {p.name for p in files}
+    assert {"small-Q8_0.gguf", "claims.jsonl", "model.sig", "signer.pub.pem", "README.md", "ml-bom.cdx.json"} <= {
+        p.name for p in files
+    }
     for file in files:
         whole = file.read_bytes()
         bit = draw.randrange(8 * len(whole))
@@ -131,7 +133,7 @@ def test_gc_after_a_kill_keeps_what_the_run_had_made(here, capsys, monkeypatch):
     assert crab("run", "small.yaml", "name=fresh", capsys=capsys)[0] == 1
     kept = len(list((here / ".crab/store/artifacts").iterdir()))
     assert json.loads(crab("gc", "--json", capsys=capsys)[1])["removed"] == []
-    assert len(list((here / ".crab/store/artifacts").iterdir())) == kept == 7
+    assert len(list((here / ".crab/store/artifacts").iterdir())) == kept == len(ORDER) + 2
     assert len(list((here / ".crab/store/drafts").iterdir())) == 1
     monkeypatch.undo()
     monkeypatch.chdir(here)
@@ -224,7 +226,7 @@ def test_show_tells_runs_packages_and_recipes(here, capsys):
 def test_gc_keeps_a_run_and_frees_it_when_its_folder_is_gone(here, capsys):
     assert json.loads(crab("gc", "--json", capsys=capsys)[1])["removed"] == []
     shutil.rmtree(here / "runs" / "small")
-    assert len(json.loads(crab("gc", "--json", capsys=capsys)[1])["removed"]) == 5
+    assert len(json.loads(crab("gc", "--json", capsys=capsys)[1])["removed"]) == len(ORDER)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +246,9 @@ def test_gc_keeps_a_run_and_frees_it_when_its_folder_is_gone(here, capsys):
         ("train.lora.targets=[q_prj]", 1, "no linear module `q_prj`; did you mean `q_proj`?"),
         ("data.split.test=1000", 1, "1,000"),
         ("train.sequence_length=8", 1, "no trainable token"),
+        ("compress.gguf=[Q4_K]", 2, "compress.gguf"),
+        ("compress.gguf=[Q8_0, Q8_0]", 2, "each type is given once"),
+        ("compress.gguf=[]", 2, "gguf names none"),
     ],
 )
 def test_misuse_is_one_sentence(here, capsys, override, status, said):
@@ -281,6 +286,7 @@ def test_scratch_and_an_earlier_run_can_be_bases(here, capsys):
                                         "num_attention_heads": 4, "num_key_value_heads": 2}}  # fmt: skip
     scratch["train"] |= {"method": "full", "steps": 3}
     scratch["package"] = {"license": "Apache-2.0"}
+    scratch["compress"] = {"gguf": ["Q8_0"], "rows": 4}
     (here / "fresh.yaml").write_text(yaml.safe_dump(scratch))
     status, _, err = crab("run", "fresh.yaml", capsys=capsys)
     assert status == 0, err

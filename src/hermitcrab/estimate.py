@@ -3,6 +3,7 @@
 Formulas, with P parameters, T tokens a micro-batch, t tokens in all:
     memory, LoRA: 2 P (bfloat16) while training, 6 P when merging and comparing in float32;  full: 16 P (weights, gradients, Adam)
     activations:  34 T h l bytes (Korthikanti et al. 2022, arXiv:2205.05198, eq. 2 without the attention term) and 6 T s a l
+    compressed:   bits/8 P bytes a type on disk, and again in the package; packing, reading back and probing by P alone
     time:         6 P t floating-point operations (4 P t for LoRA), at half of what a matrix product reaches here
 """
 
@@ -27,6 +28,8 @@ TYPICAL = {
     "intermediate_size": 2048,
     "vocab_size": 32000,
 }
+BITS = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5, "Q4_0": 4.5}  # of a weight
+QUANTIZED = 20e6  # weights a second that are packed, written, read back and probed
 READ = 10e6  # bytes a second of a CSV into rows
 ROW_BYTES = 200.0  # of a file whose rows were not counted yet
 RUNTIME = 900 << 20  # bytes that Python, torch and transformers take by themselves
@@ -74,6 +77,9 @@ def estimate(
     weights = max(6 * parameters, 2 * parameters + activations) if lora else 16 * parameters + activations
     shipped = final * parameters * 1.1
     text = rows["bytes"]
+    types = recipe.compress.gguf
+    compressed = sum(BITS[kind] for kind in types) / 8 * parameters
+    again = min(rows["test"], recipe.compress.rows or rows["test"]) * rows["tokens"] * len(types)
     return {
         "collect": {"seconds": 1 + text / READ, "memory": 200 << 20, "disk": text},
         "prepare": {"seconds": 1 + text / READ, "memory": (200 << 20) + 8 * text, "disk": text},
@@ -87,7 +93,12 @@ def estimate(
             "memory": 4 * parameters + RUNTIME,
             "disk": rows["test"] * 400.0 * passes,
         },
-        "package": {"seconds": 2.0, "memory": 200 << 20, "disk": 2 * shipped},
+        "compress": {
+            "seconds": 2 * parameters * again / rate + parameters * len(types) / QUANTIZED,
+            "memory": 6 * parameters + RUNTIME if types else 1 << 20,
+            "disk": compressed,
+        },
+        "package": {"seconds": 2.0, "memory": 200 << 20, "disk": 2 * (shipped + compressed)},
     }
 
 

@@ -20,6 +20,7 @@ from hermitcrab.errors import UsageError, did_you_mean
 SHA256 = r"^(sha256:)?[0-9a-f]{64}$"
 
 
+GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
 Metric = Literal["accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte"]
 
 
@@ -191,6 +192,21 @@ class Evaluate(Part):
         return self
 
 
+class Compress(Part):
+    gguf: list[GgufType] = []
+    """Also ship the model as GGUF in these types, each compared with the uncompressed model. Empty: none."""
+    rows: Count | None = None
+    """Test rows that each compressed model is asked; null: all that `evaluate` asked."""
+
+    @model_validator(mode="after")
+    def _types_differ(self) -> Compress:
+        if len(set(self.gguf)) != len(self.gguf):
+            raise ValueError(f"each type is given once. Received: gguf={self.gguf}")
+        if self.rows is not None and not self.gguf:
+            raise ValueError(f"rows is for compressed models, and gguf names none. Received: rows={self.rows}")
+        return self
+
+
 class Package(Part):
     sign: bool = True
     license: str | None = None
@@ -218,6 +234,7 @@ class Recipe(Part):
     data: Data
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    compress: Compress = Compress()
     package: Package = Package()
     report: Report = Report()
     cluster: Cluster = Cluster()

@@ -26,6 +26,7 @@ from hermitcrab.progress import progress, say, warn
 from hermitcrab.recipe import Recipe
 from hermitcrab.references import Resolved, fetch, resolve
 from hermitcrab.stages import Job, Stage
+from hermitcrab.stages.compress import check_base
 from hermitcrab.stages.evaluate import check_rows
 from hermitcrab.store import Artifact, Store, disk_errors, read_json, sync_tree, write_json
 from hermitcrab.tasks import TASKS
@@ -33,7 +34,7 @@ from hermitcrab.tasks import TASKS
 if TYPE_CHECKING:
     from hermitcrab.lineage.verify import Verification
 
-ORDER = ("collect", "prepare", "train", "evaluate", "package")
+ORDER = ("collect", "prepare", "train", "evaluate", "compress", "package")
 
 
 def stage_named(name: str) -> Stage:
@@ -180,7 +181,7 @@ class Run:
                 )  # stops where it cannot be carried
             if name == "prepare":
                 check_rows(self.recipe.evaluate, self.artifacts[name])
-                self.check_fits()
+                self.check_training()
                 self.say_what_could_show()
         with self.store.lock(f"run-{self.recipe.name}", "run folder"), disk_errors(f"cannot write to {self.folder}:"):
             return self.lay_out(key_file)
@@ -192,13 +193,17 @@ class Run:
         base = self.resolved[self.recipe.base.path]
         return None if base.kind == "scratch" else license_in(fetch(base, self.store))
 
-    def check_fits(self) -> None:
-        """A run that cannot fit says so before it starts; what is there already needs no room."""
+    def check_training(self) -> None:
+        """What would train in vain is told before: a run that cannot fit, a model that could not be compressed as asked.
+        What is there already needs neither."""
         from hermitcrab.estimate import estimate, shortage
 
         stage = stage_named("train")
         if self.store.find(digest_json({"stage": "train", **self.asked(stage)})) is not None:
             return
+        base = self.recipe.base
+        place = self.resolved[base.tokenizer if base.path == "scratch" and base.tokenizer else base.path]
+        check_base(self.recipe.compress, self.artifacts["collect"].read("base.json"), fetch(place, self.store))
         if problem := shortage(estimate(self.recipe, self.artifacts, self.resolved), self.store.root):
             raise HermitcrabError(problem)
 

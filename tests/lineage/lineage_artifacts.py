@@ -13,16 +13,19 @@ import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 from hermitcrab.digest import describe_files, digest_bytes, digest_json
+from hermitcrab.lineage.licenses import result_license
+from hermitcrab.models.formats import gguf_writer
 from hermitcrab.stages import Job
 from hermitcrab.stages.package import STAGE, PackageSlice
 from hermitcrab.store import Artifact, Draft, Store
 
-ORDER = ("collect", "prepare", "train", "evaluate", "package")
+ORDER = ("collect", "prepare", "train", "evaluate", "compress", "package")
 INPUTS = {
     "collect": (),
     "prepare": ("collect",),
     "train": ("collect", "prepare"),
     "evaluate": ("collect", "prepare", "train"),
+    "compress": ("collect", "prepare", "train", "evaluate"),
     "package": STAGE.inputs,
 }
 
@@ -150,8 +153,34 @@ def _train(draft: Draft, parity: dict[str, Any]) -> None:
     draft.facts["init"] = {"seed": 987654321123456789, "nonce": "secret"}
 
 
+COMPRESSED = {
+    "format": "gguf", "type": "Q8_0", "file": "gguf/tiny-reviews-Q8_0.gguf", "size_of_model": 1000, "bits_per_weight": 8.5,
+    "tensors": {"F32": 1, "Q8_0": 1},
+    "parity": {
+        "n": 100, "metric": "accuracy", "uncompressed": 0.8, "compressed": 0.79, "difference": -0.01, "low": -0.03,
+        "high": 0.01, "confidence": 0.95, "gained": 1, "lost": 2, "flips": 3, "mean_kl": 0.0004, "top1_agreement": 0.99,
+        "max_abs_logit_difference": 0.125, "mean_kl_to_base": 0.5,
+    },
+}  # fmt: skip
+
+
+def _compress(draft: Draft, base: dict[str, Any], license_id: str) -> None:
+    """A small GGUF file as the stage leaves it: the license and the base in its metadata."""
+    file = draft.payload / COMPRESSED["file"]
+    about: dict[str, Any] = {"general.license": license_id, "hermitcrab.base.digest": base["digest"]}
+    if base["kind"] != "scratch":
+        about |= {"general.base_model.0.name": base["name"], "hermitcrab.base.uri": base["uri"]}
+    tensors = [gguf_writer.plan_tensor("blk.0.attn_q.weight", (3, 32), "Q8_0", False),
+               gguf_writer.plan_tensor("output_norm.weight", (32,), "Q8_0", False)]  # fmt: skip
+    values = {t.name: np.arange(np.prod(t.shape), dtype=np.float32).reshape(t.shape) for t in tensors}
+    gguf_writer.write(file, "llama", about, tensors, values.__getitem__)
+    (described,) = describe_files(draft.payload, [COMPRESSED["file"]])
+    draft.write("compression.json", [{**COMPRESSED, "sha256": described["sha256"], "size": described["size"]}])
+    draft.write("ledger.json", [ledger("tensors of Q8_0", "tensors")])
+
+
 def chain(store: Store, scratch: Path, **other: Any) -> dict[str, Artifact]:
-    """collect → … → evaluate. `other`: fields of base.json (`base`), `sources`, `parity`."""
+    """collect → … → compress. `other`: fields of base.json (`base`), `sources`, `parity`; `compressed=False`: nothing."""
     base = base_record(scratch, **other.get("base", {}))
     sources = other.get("sources", [source("train"), source("test")])
     rows = pa.table({"row_id": ["a", "b"], "prompt": ["p", "q"], "completion": ["x", "y"]})
@@ -183,6 +212,18 @@ def chain(store: Store, scratch: Path, **other: Any) -> dict[str, Artifact]:
     parity = other.get("parity", PARITY)
     made["train"] = sealed(store, "train", {"method": "lora"}, made, lambda draft: _train(draft, parity))
     made["evaluate"] = sealed(store, "evaluate", {"metrics": ["accuracy"]}, made, evaluate)
+
+    def compress(draft: Draft) -> None:
+        if other.get("compressed", True):
+            licenses = [entry["license"] for entry in sources]
+            _compress(
+                draft, base, result_license(base["license"]["used"], licenses, other.get("part", {}).get("license"))
+            )
+        else:
+            draft.write("compression.json", [])
+            draft.write("ledger.json", [])
+
+    made["compress"] = sealed(store, "compress", {"gguf": ["Q8_0"]}, made, compress)
     return made
 
 
@@ -211,12 +252,13 @@ def laid_out(package: Artifact, folder: Path) -> Path:
     return folder
 
 
-def rewritten(artifact: Artifact, name: str, old: str, new: str) -> None:
+def rewritten(artifact: Artifact, name: str, old: str | bytes, new: str | bytes) -> None:
     """Change a file of a sealed artifact and its manifest with it: a dishonest maker, not damage."""
     path = artifact.payload / name
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
+    before, after = (value.encode() if isinstance(value, str) else value for value in (old, new))
+    data = path.read_bytes()
+    assert before in data
+    path.write_bytes(data.replace(before, after))
     files = describe_files(artifact.payload, [file["path"] for file in artifact.manifest["files"]])
     artifact.manifest.update(files=files, digest=digest_json(files))
     (artifact.path / "manifest.json").write_text(json.dumps(artifact.manifest))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lineage_artifacts import INPUTS, ORDER, PARITY, chain, laid_out, packaged, rewritten
+from lineage_artifacts import COMPRESSED, INPUTS, ORDER, PARITY, chain, laid_out, packaged, rewritten
 
 from hermitcrab.digest import canonical_json, digest_json
 from hermitcrab.errors import UsageError
@@ -21,7 +21,7 @@ from hermitcrab.store import Artifact, Store
 
 FILES = [
     "README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "claims.jsonl", "comparison.json",
-    "config.json", "hermitcrab.json", "metrics.json", "ml-bom.cdx.json", "model.safetensors", "model.sig",
+    "config.json", "gguf/tiny-reviews-Q8_0.gguf", "hermitcrab.json", "metrics.json", "ml-bom.cdx.json", "model.safetensors", "model.sig",
     "signer.pub.pem", "tokenizer.json",
 ]  # fmt: skip
 
@@ -392,7 +392,7 @@ def test_a_claim_edited_and_signed_by_the_same_key_breaks_the_chain(package, key
 
 
 @pytest.mark.parametrize(
-    ("dropped", "message"), [(0, "has no claim before it"), (4, "no claim about the stage package")]
+    ("dropped", "message"), [(0, "has no claim before it"), (5, "no claim about the stage package")]
 )
 def test_a_dropped_claim_breaks_the_chain(package, keys, dropped, message):
     lines = (package / "claims.jsonl").read_bytes().splitlines(keepends=True)
@@ -417,7 +417,8 @@ def dishonest(made, tmp_path, keys, stage, name, old, new):
     for each in ORDER:
         shutil.copytree(made[each].path, tmp_path / "store" / each)
         copies[each] = Artifact(tmp_path / "store" / each, json.loads(json.dumps(made[each].manifest)))
-    rewritten(copies[stage], name, old, new)
+    for each in (stage,) if isinstance(stage, str) else stage:
+        rewritten(copies[each], name, old, new)
     for each in ORDER:
         copies[each].manifest["inputs"] = [{"stage": i, "digest": copies[i].digest} for i in INPUTS[each]]
     folder = laid_out(copies["package"], tmp_path / "package")
@@ -465,6 +466,29 @@ def test_a_base_model_given_as_a_list_of_one_is_the_same(made, tmp_path, keys):
 def test_weights_that_no_stage_trained_are_found(made, tmp_path, keys):
     result = dishonest(made, tmp_path, keys, "package", "config.json", "llama", "gpt")
     assert "config.json: not the file that was trained or evaluated" in messages(result)
+
+
+def test_compressed_files_that_no_stage_compared_are_found(made, tmp_path, keys):
+    result = dishonest(made, tmp_path, keys, "package", COMPRESSED["file"], b"general.license", b"general.licence")
+    assert f"{COMPRESSED['file']}: not the file that was compressed" in messages(result)
+
+
+def test_figures_of_a_compression_that_were_not_measured_are_found(made, tmp_path, keys):
+    result = dishonest(made, tmp_path, keys, "package", "hermitcrab.json", '"flips": 3', '"flips": 0')
+    assert "not those that the compress stage compared" in messages(result)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        (b"Tiny-Instruct", b"Tiny-Obstruct", "names the base Tiny-Obstruct, but the signed claims say Tiny-Instruct"),
+        (b"Apache-2.0", b"Apache-1.1", "names the license Apache-1.1"),
+    ],
+)
+def test_a_compressed_file_that_names_another_base_or_license_is_a_contradiction(made, tmp_path, keys, old, new, what):
+    result = dishonest(made, tmp_path, keys, ("compress", "package"), COMPRESSED["file"], old, new)
+    assert result.contradiction
+    assert what in messages(result)
 
 
 def test_metrics_that_were_not_measured_are_found(made, tmp_path, keys):

@@ -55,7 +55,8 @@ def test_the_page_is_whole_and_loads_nothing(sample):
 WORDS = [
     "Better against base", "No evidence of added value against base (4-shot, calibrated)", "134,515,008", "Q4_1 × 210",
     "4,884,480", "sha256:" + "2" * 64, "CC0-1.0", "3 stands in test", "no readable energy counter", "0.061 s",
-    "crab verify package --key", "McNemar", "4 share a run of 8 words", "bfloat16", "torch 2.9.0",
+    "crab verify package --key", "McNemar", "4 share a run of 8 words", "bfloat16", "torch 2.9.0", "gguf Q4_0 90.0 MiB of 256.0 MiB",
+    "accuracy -0.005 (-0.020 to +0.010) 8 of 400 (+3 / −5) 0.012 97.5%",
 ]  # fmt: skip
 
 
@@ -123,6 +124,7 @@ def test_a_run_in_the_making_has_a_page(sample, stages):
     text = Reader(render(gather(made.record(), made.artifacts))).text
     assert ("What was added" in text) == ("train" in stages)
     assert ("Did it add anything?" in text) == ("evaluate" in stages)
+    assert "Compressed" not in text
 
 
 def test_the_page_is_written_whole_or_not_at_all(sample, tmp_path):

@@ -40,6 +40,13 @@ def test_a_run_in_the_making_is_told_as_far_as_it_got(sample, stages):
     assert ("LoRA" in text) == ("train" in stages)
 
 
+def test_compressed_models_are_told_with_size_and_distance(sample):
+    line = next(line for line in render(gather(*sample().run())).splitlines() if line.startswith("gguf Q4_0"))
+    assert line.split()[2:] == [
+        "90.0", "MiB", "-0.005", "(-0.020", "to", "+0.010)", "8", "of", "400", "(+3", "/", "−5)", "0.012", "97.5%",
+    ]  # fmt: skip
+
+
 def test_escape_sequences_and_markup_of_files_reach_no_terminal(sample):
     text = render(gather(*sample(uri="[bold red]x[/]\x1b]0;owned\x07.gguf").run()))
     assert "\x1b" not in text
@@ -62,9 +69,11 @@ def test_a_plan_says_what_would_run_and_what_it_needs():
 def test_a_package_is_told_as_its_own_claim():
     base = {"name": "Some\x1b Base", "license": "MIT", "uri": "model.gguf", "digest": "sha256:22"}
     package = {"name": "demo", "task": "text-generation", "architecture": "A", "license": "MIT", "base": base,
+               "compressed": [{"file": "gguf/demo-Q8_0.gguf", "size": 2**20}],
                "data": [{"uri": "a.csv", "split": "train", "license": "CC0-1.0"}]}  # fmt: skip
     text = render_package(Path("package"), package)
     assert "Some\\u001b Base (MIT)" in text
+    assert "gguf/demo-Q8_0.gguf (1.0 MiB)" in text
     assert "a.csv (train, CC0-1.0)" in text
     assert "crab verify package" in text
 

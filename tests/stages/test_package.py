@@ -19,6 +19,7 @@ EXPECTED = [
     "adapter/adapter_model.safetensors",
     "comparison.json",
     "config.json",
+    "gguf/tiny-reviews-Q8_0.gguf",
     "hermitcrab.json",
     "metrics.json",
     "ml-bom.cdx.json",
@@ -59,6 +60,32 @@ def test_the_record_says_what_the_model_is(store, made):
     assert [w["path"] for w in record["weights"]["files"]] == ["model.safetensors"]
     assert record["weights"]["digest"] == digest_json(record["weights"]["files"])
     assert [s["split"] for s in record["data"]] == ["train", "test"]
+
+
+def test_compressed_files_are_packaged_and_told_in_record_card_and_bill(store, made):
+    package = packaged(store, made)["package"]
+    (entry,) = package.read("hermitcrab.json")["compressed"]
+    assert entry == made["compress"].read("compression.json")[0]
+    assert digest_file(package.payload / entry["file"]) == entry["sha256"]
+    card = (package.payload / "README.md").read_text()
+    assert (
+        f"| `{entry['file']}` | 0.0 MB | 8.50 | 0.79 − 0.8 = -0.01 (-0.03 to 0.01) | 3 (+1 / −2) | 0.0004 | 99.0% |"
+        in card
+    )
+    assert "- gguf" in card
+    (component,) = [
+        c for c in package.read("ml-bom.cdx.json")["metadata"]["component"]["components"] if c["name"] == entry["file"]
+    ]
+    told = {p["name"]: p["value"] for p in component["properties"]}
+    assert told["hermitcrab:size"] == str(entry["size"])
+    assert told["hermitcrab:mean_kl"] == "0.0004"
+
+
+def test_a_run_that_compresses_nothing_has_a_package_without(store, tmp_path):
+    package = packaged(store, chain(store, tmp_path, compressed=False))["package"]
+    assert package.read("hermitcrab.json")["compressed"] == []
+    assert "Compressed" not in (package.payload / "README.md").read_text()
+    assert not (package.payload / "gguf").exists()
 
 
 def test_packaging_twice_gives_the_same_digest(tmp_path):

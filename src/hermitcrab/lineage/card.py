@@ -63,7 +63,7 @@ def model_card(
     front = identity(record) | {
         "pipeline_tag": record["task"],
         "library_name": "transformers",
-        "tags": ["hermitcrab"],
+        "tags": ["hermitcrab", *sorted({entry["format"] for entry in record["compressed"]})],
         "metrics": list(dict.fromkeys(m["name"] for m in metrics)),
     }
     if results := _model_index(record, metrics):
@@ -75,6 +75,7 @@ def model_card(
         "## Built on\n\n" + _built_on(record),
         "## Added\n\n" + _added(record, training),
         "## Did it add anything?\n\n" + _value_added(metrics, comparison),
+        *(["## Compressed\n\n" + _compressed(record["compressed"])] if record["compressed"] else []),
         "## Ledger\n\n" + _ledger(ledgers),
         "## License\n\n" + _license(record),
         "## Verify\n\n" + VERIFY,
@@ -181,6 +182,35 @@ def _value_added(metrics: Sequence[dict[str, Any]], comparison: dict[str, Any]) 
         label = f"{confidence:.0%} interval" if confidence else "interval"
         text += "\n\n" + _table(("difference", "metric", "value", label, "p (Holm)", "items"), shown)
     return text
+
+
+def _compressed(entries: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for entry in entries:
+        parity = entry["parity"]
+        rows.append((
+            f"`{entry['file']}`", f"{entry['size'] / 1e6:,.1f} MB", f"{entry['bits_per_weight']:.2f}",
+            f"{_number(parity['compressed'])} − {_number(parity['uncompressed'])} = {_number(parity['difference'])} "
+            f"({_interval(parity['low'], parity['high'])})",
+            "–" if parity["flips"] is None else f"{parity['flips']:,} (+{parity['gained']:,} / −{parity['lost']:,})",
+            _number(parity["mean_kl"]), f"{parity['top1_agreement']:.1%}",
+        ))  # fmt: skip
+    first = entries[0]
+    head = (
+        "file",
+        "size",
+        "bits a weight",
+        first["parity"]["metric"],
+        "answers changed",
+        "mean KL (nats)",
+        "same likeliest token",
+    )
+    return (
+        f"The model is {first['size_of_model'] / 1e6:,.1f} MB. Each file was loaded back and asked {first['parity']['n']:,} of the "
+        f"same rows with the same prompts: compressed − uncompressed, with the {first['parity']['confidence']:.0%} interval of the "
+        "difference. KL and likeliest token are on fixed probes, in float32. How another engine computes is not in these figures.\n\n"
+        + _table(head, rows)
+    )
 
 
 def _ledger(ledgers: Sequence[dict[str, Any]]) -> str:

@@ -16,11 +16,13 @@ from hermitcrab.lineage import bom, bundle, card
 from hermitcrab.lineage.licenses import check, refuse, result_license
 from hermitcrab.lineage.sign import CLAIMS, SIGNER
 from hermitcrab.lineage.statements import dependencies_of, files_of, stage_of
+from hermitcrab.models.formats import gguf
 
 if TYPE_CHECKING:
     from hermitcrab.lineage.verify import Folder, Verification
 
 RECORD, CARD, BILL = "hermitcrab.json", "README.md", "ml-bom.cdx.json"
+COMPRESSED = "gguf/"
 SIGNED = {CLAIMS, SIGNER, bundle.NAME}
 Claims = dict[str, dict[str, Any]]
 
@@ -52,6 +54,8 @@ def check_chain(result: Verification, here: Folder, statements: list[dict[str, A
     if record:
         with result.checking("parity", RECORD, "the merged model is what was trained, within the recorded tolerance"):
             _parity(record, claims)
+        with result.checking("parity", RECORD, "the compressed models are those that were compared with the model"):
+            _compressed(record, claims)
         _agreement(result, here, record, made_of)
 
 
@@ -77,7 +81,7 @@ def _links(statements: list[dict[str, Any]]) -> Claims:
         if (stage == "collect") == bool(inputs):
             raise HermitcrabError(f"line {number}: {stage} {'takes no earlier stage' if inputs else 'names no input'}")
         claims[stage], digests[stage] = claim, digest_json(files_of(claim))
-    missing = {"collect", "prepare", "train", "evaluate", "package"} - set(claims)
+    missing = {"collect", "prepare", "train", "evaluate", "compress", "package"} - set(claims)
     if missing:
         raise HermitcrabError(f"no claim about the stage {', '.join(sorted(missing))}")
     if list(claims)[-1] != "package" or set(inputs) != set(claims) - {"package"}:
@@ -105,9 +109,13 @@ def _weights(result: Verification, here: Folder, claims: Claims, record: dict[st
     for file in files_of(claims["evaluate"]):
         if file["path"] in ("metrics.json", "comparison.json"):
             made[file["path"]] = file["sha256"]
+    for file in files_of(claims["compress"]):
+        if file["path"].startswith(COMPRESSED):
+            made[file["path"]] = file["sha256"]
     for name in sorted(made):
         if package.get(name) != made[name]:
-            said = f"{name}: not the file that was trained or evaluated"
+            was = "compressed" if name.startswith(COMPRESSED) else "trained or evaluated"
+            said = f"{name}: not the file that was {was}"
             result.fail("weights", name, said, name in package and here.sound(name))
     for name in sorted(package.keys() - made.keys() - {RECORD, CARD, BILL}):
         result.fail("weights", name, f"{name}: no stage but the package made it", here.sound(name))
@@ -128,6 +136,21 @@ def _parity(record: dict[str, Any], claims: Claims) -> None:
         told = claims["train"]["predicate"]["runDetails"]["byproducts"]
         if parity not in [entry["annotations"]["value"] for entry in told if entry["name"] == "parity.json"]:
             raise HermitcrabError("the recorded parity is not the one that the train stage found")
+
+
+def _compressed(record: dict[str, Any], claims: Claims) -> None:
+    """Every compressed file has figures, and they are those that the compress stage found."""
+    if not claims:
+        return
+    told = claims["compress"]["predicate"]["runDetails"]["byproducts"]
+    (found,) = [entry["annotations"]["value"] for entry in told if entry["name"] == "compression.json"]
+    if record["compressed"] != found:
+        raise HermitcrabError("the recorded compressed models are not those that the compress stage compared")
+    files = {
+        file["path"]: file["sha256"] for file in files_of(claims["compress"]) if file["path"].startswith(COMPRESSED)
+    }
+    if files != {entry["file"]: entry["sha256"] for entry in found}:
+        raise HermitcrabError("the compress stage left other files than those that it gives figures of")
 
 
 def _made_of(claims: Claims) -> dict[str, Any]:
@@ -207,3 +230,21 @@ def _agreement(result: Verification, here: Folder, record: dict[str, Any], made_
         for name in wanted_bill:
             if said_bill[name] != wanted_bill[name]:
                 contradict(BILL, name, str(said_bill[name]), wanted_bill[name])
+    for file in sorted(name for name in here.files if name.startswith(COMPRESSED)):
+        with result.checking("agreement", file, f"{file} names the same base and license"):
+            metadata = gguf.read_file(here.path / file).metadata
+            base = truth["base"]
+            true = {"license": truth["license"], "digest of the base": base["digest"]}
+            said = {
+                "license": metadata.get("general.license"),
+                "digest of the base": metadata.get("hermitcrab.base.digest"),
+            }
+            if base["kind"] != "scratch":
+                true |= {"base": base["name"], "uri of the base": base["uri"]}
+                said |= {
+                    "base": metadata.get("general.base_model.0.name"),
+                    "uri of the base": metadata.get("hermitcrab.base.uri"),
+                }
+            for name in true:
+                if said[name] != true[name]:
+                    contradict(file, name, said[name], true[name])

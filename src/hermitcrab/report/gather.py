@@ -42,6 +42,7 @@ def gather(run: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[st
             "added": _added(run["recipe"], artifacts["prepare"], trained) if trained else None,
             "plan": facts["train"].get("plan") if trained else None,
             "value": _value(run["recipe"], artifacts) if "evaluate" in artifacts else None,
+            "compressed": artifacts["compress"].read("compression.json") if "compress" in artifacts else [],
             "ledger": _ledger(artifacts),
             "curve": _curve(trained) if trained else None,
             "cost": _cost(facts, run.get("reused", [])),

@@ -56,6 +56,7 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "license": facts["license"],
         "added": added_rows(facts["added"], facts["plan"]) if facts["added"] else [],
+        "compressed": [compressed_row(entry) for entry in facts["compressed"]],
         "ledger": [
             [
                 e["name"],
@@ -147,6 +148,21 @@ def added_rows(added: Mapping[str, Any], plan: Mapping[str, Any] | None) -> list
         ("initialization", added.get("init_commitment")),
     ]
     return [(name, text) for name, text in rows if text]
+
+
+def compressed_row(entry: Mapping[str, Any]) -> list[str]:
+    """A compressed file beside the model that it was made from."""
+    parity = entry["parity"]
+    limits = words.signed_interval(parity["low"], parity["high"])
+    return [
+        f"{entry['format']} {entry['type']}",
+        f"{words.size(entry['size'])} of {words.size(entry['size_of_model'])}",
+        f"{entry['bits_per_weight']:.2f}",
+        f"{parity['metric']} {words.signed(parity['difference'])} ({limits})",
+        words.turned(parity),
+        words.number(parity["mean_kl"]),
+        f"{parity['top1_agreement']:.1%}",
+    ]
 
 
 def value(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def render(facts: Mapping[str, Any]) -> str:
     if facts["value"]:
         parts.append(_wrap(facts["value"]["sentence"]))
         parts.append(_models(facts["value"]))
+    if facts["compressed"]:
+        parts.append(_compressed(facts["compressed"]))
     if base := facts["base"]:
         parts.append(_pairs([
             ("built on", f"{base['name']} ({words.count(base['parameters'])} parameters, {base['license']['used']})"),
@@ -69,6 +71,21 @@ def _models(value: Mapping[str, Any]) -> str:
         rows,
         right=(1, 4, 5, 6),
     )
+
+
+def _compressed(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Every compressed file: size, and its distance from the model that it was made from."""
+    rows = []
+    for entry in entries:
+        parity = entry["parity"]
+        limits = words.signed_interval(parity["low"], parity["high"])
+        rows.append([
+            f"{entry['format']} {entry['type']}", words.size(entry["size"]), f"{words.signed(parity['difference'])}  ({limits})",
+            words.turned(parity), words.number(parity["mean_kl"]), f"{parity['top1_agreement']:.1%}",
+        ])  # fmt: skip
+    name = entries[0]["parity"]["metric"]
+    return _table(["compressed", "size", f"{name}, minus uncompressed", "answers changed", "mean KL", "same token"],
+                  rows, right=(1, 4, 5))  # fmt: skip
 
 
 def _added(added: Mapping[str, Any]) -> str:
@@ -130,6 +147,7 @@ def render_package(folder: Path, package: Mapping[str, Any]) -> str:
         ("built on", f"{base['name']} ({base['license']})"),
         ("from", base["uri"]),
         ("digest", base["digest"]),
+        ("compressed", ", ".join(f"{c['file']} ({words.size(c['size'])})" for c in package.get("compressed", ()))),
         ("data", ", ".join(f"{d['uri']} ({d['split']}, {d['license']})" for d in package["data"])),
     ]
     return (

@@ -79,6 +79,13 @@ def size(value: float | None) -> str:
     return f"{value:,.1f} GiB"
 
 
+def turned(parity: Mapping[str, Any]) -> str:
+    """How many answers another model changed, and how many of these became right and wrong."""
+    if parity["flips"] is None:
+        return DASH
+    return f"{parity['flips']:,} of {parity['n']:,} (+{parity['gained']:,} / −{parity['lost']:,})"
+
+
 def reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{amount:,} {reason}" for reason, amount in counts.items()) or DASH
 

@@ -51,16 +51,13 @@ def run(job: Job) -> None:
     from hermitcrab.lineage.bom import bill_of_materials
     from hermitcrab.lineage.card import model_card
 
-    train, evaluate = job.inputs["train"], job.inputs["evaluate"]
+    train, evaluate, compress = job.inputs["train"], job.inputs["evaluate"], job.inputs["compress"]
     loaded = copy_files(train, job.draft.payload)
     copy_files(evaluate, job.draft.payload, only=("metrics.json", "comparison.json"))
+    copy_files(compress, job.draft.payload)
     record = record_of(job, loaded)
     metrics, comparison = evaluate.read("metrics.json"), evaluate.read("comparison.json")
-    ledgers = [
-        entry
-        for stage in ("collect", "prepare", "train", "evaluate")
-        for entry in job.inputs[stage].read("ledger.json")
-    ]
+    ledgers = [entry for stage in STAGE.inputs for entry in job.inputs[stage].read("ledger.json")]
     card = model_card(record, metrics, comparison, ledgers, train.read("training.json"))
     job.draft.write("hermitcrab.json", record)
     job.draft.write("ml-bom.cdx.json", bill_of_materials(record, metrics, loaded))
@@ -96,13 +93,14 @@ def record_of(job: Job, loaded: list[dict[str, Any]]) -> dict[str, Any]:
         ],
         "license": result_license(base_license, data_licenses, part.license),
         "parity": job.inputs["train"].read("parity.json"),
+        "compressed": job.inputs["compress"].read("compression.json"),
         "weights": {"files": weights, "digest": digest.digest_json(weights)},
         "made_by": {"hermitcrab": version("hermitcrab")},
     }
 
 
 def copy_files(source: Artifact, target: Path, only: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
-    """Copy `model/*` to the top and `adapter/*` as it is (or `only` these); every byte is checked on the way.
+    """Copy `model/*` to the top, `adapter/*` and `gguf/*` as they are (or `only` these); every byte is checked on the way.
 
     Returns:
         `{path, sha256, size}` of the files that make up the model, by path.
@@ -112,7 +110,7 @@ def copy_files(source: Artifact, target: Path, only: tuple[str, ...] | None = No
         path = file["path"]
         if only is not None:
             wanted += [(file, path)] if path in only else []
-        elif path.startswith("model/") or path.startswith("adapter/"):
+        elif path.startswith(("model/", "adapter/", "gguf/")):
             wanted.append((file, path.removeprefix("model/")))
     if clash := sorted({name for _, name in wanted if only is None and name in SIGNED + WRITTEN}):
         raise HermitcrabError(f"package: the model brings a file called {clash[0]}, which the package writes itself")
@@ -146,7 +144,7 @@ def _copy(old: Path, new: Path, bar: Progress) -> str:
 
 STAGE = Stage(
     "package",
-    inputs=("collect", "prepare", "train", "evaluate"),
+    inputs=("collect", "prepare", "train", "evaluate", "compress"),
     code=("stages/package.py", "lineage/card.py", "lineage/bom.py", "lineage/licenses.py"),
     slice=slice_of,
     run=run,
