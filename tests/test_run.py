@@ -286,6 +286,7 @@ def test_scratch_and_an_earlier_run_can_be_bases(here, capsys):
                                         "num_attention_heads": 4, "num_key_value_heads": 2}}  # fmt: skip
     scratch["train"] |= {"method": "full", "steps": 3}
     scratch["package"] = {"license": "Apache-2.0"}
+    scratch["compress"] = {"gguf": ["Q8_0"], "rows": 4}
     (here / "fresh.yaml").write_text(yaml.safe_dump(scratch))
     status, _, err = crab("run", "fresh.yaml", capsys=capsys)
     assert status == 0, err

@@ -3,6 +3,7 @@
 Formulas, with P parameters, T tokens a micro-batch, t tokens in all:
     memory, LoRA: 2 P (bfloat16) while training, 6 P when merging and comparing in float32;  full: 16 P (weights, gradients, Adam)
     activations:  34 T h l bytes (Korthikanti et al. 2022, arXiv:2205.05198, eq. 2 without the attention term) and 6 T s a l
+    compressed:   bits/8 P bytes a type on disk, and again in the package; packing, reading back and probing by P alone
     time:         6 P t floating-point operations (4 P t for LoRA), at half of what a matrix product reaches here
 """
 

@@ -69,9 +69,11 @@ def test_a_plan_says_what_would_run_and_what_it_needs():
 def test_a_package_is_told_as_its_own_claim():
     base = {"name": "Some\x1b Base", "license": "MIT", "uri": "model.gguf", "digest": "sha256:22"}
     package = {"name": "demo", "task": "text-generation", "architecture": "A", "license": "MIT", "base": base,
+               "compressed": [{"file": "gguf/demo-Q8_0.gguf", "size": 2**20}],
                "data": [{"uri": "a.csv", "split": "train", "license": "CC0-1.0"}]}  # fmt: skip
     text = render_package(Path("package"), package)
     assert "Some\\u001b Base (MIT)" in text
+    assert "gguf/demo-Q8_0.gguf (1.0 MiB)" in text
     assert "a.csv (train, CC0-1.0)" in text
     assert "crab verify package" in text
 

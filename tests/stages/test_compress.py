@@ -14,7 +14,9 @@ from tiny import RECIPE, write_project
 
 from hermitcrab.digest import digest_file, tree_files
 from hermitcrab.errors import HermitcrabError, UsageError
-from hermitcrab.recipe import load, parse
+from hermitcrab.estimate import BITS
+from hermitcrab.models.formats import gguf_writer
+from hermitcrab.recipe import Compress, load, parse
 from hermitcrab.run import Run, find_run, plan, stage_named
 from hermitcrab.stages.compress import check_base, check_distance, check_inputs, slice_of
 from hermitcrab.store import Store, read_json
@@ -290,3 +292,8 @@ def test_the_slice_takes_what_the_files_depend_on() -> None:
 def test_a_part_that_cannot_be_meant_is_refused(part: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         parse(RECIPE + f"compress: {part}\n")
+
+
+def test_the_recipe_knows_the_types_that_can_be_written() -> None:
+    assert Compress(gguf=list(gguf_writer.TYPES)).gguf == list(gguf_writer.TYPES)
+    assert set(gguf_writer.FILE_TYPES) == set(gguf_writer.TYPES) == set(BITS)

@@ -147,6 +147,7 @@ def render_package(folder: Path, package: Mapping[str, Any]) -> str:
         ("built on", f"{base['name']} ({base['license']})"),
         ("from", base["uri"]),
         ("digest", base["digest"]),
+        ("compressed", ", ".join(f"{c['file']} ({words.size(c['size'])})" for c in package.get("compressed", ()))),
         ("data", ", ".join(f"{d['uri']} ({d['split']}, {d['license']})" for d in package["data"])),
     ]
     return (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from hermitcrab.errors import HermitcrabError, needs
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Compress, Evaluate, Part, Recipe, Train
 from hermitcrab.stages import Job, Stage
-from hermitcrab.store import read_json, write_json
+from hermitcrab.store import read_json, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,12 +144,15 @@ class Compression:
                 self.export.write(kind, file)
         settings = file.parent / SETTINGS
         if (self.model / SETTINGS).exists() and not settings.exists():
-            os.link(self.model / SETTINGS, settings)
+            write_atomic(settings, (self.model / SETTINGS).read_bytes())
         start = self.start_of(file)
         parity = self.parity(kind, start)
         payload, name = self.job.draft.payload, f"gguf/{file.name}"
         (payload / "gguf").mkdir(exist_ok=True)
-        os.link(file, payload / name)
+        try:
+            os.link(file, payload / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(file, payload / name)
         table = self.answers(kind, start)
         (payload / "predictions").mkdir(exist_ok=True)
         pq.write_table(table.replace_schema_metadata(None), payload / "predictions" / f"{kind}.parquet")

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.models.formats import gguf_writer, open_weights
-from hermitcrab.models.formats.gguf_writer import TYPES, plan_tensor, write
-from hermitcrab.recipe import Compress
+from hermitcrab.models.formats import open_weights
+from hermitcrab.models.formats.gguf_writer import plan_tensor, write
 
 STEPS = {"Q8_0": (127, 0.5), "Q4_0": (8, 1.0), "Q5_0": (16, 1.0)}  # levels to one side; largest error, in steps
 SPANS = {"Q4_1": 15, "Q5_1": 31}  # levels from the smallest to the largest
@@ -114,8 +113,3 @@ def test_a_full_disk_has_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError) as caught:
         written(tmp_path / "m.gguf", "F32", {"a.weight": values_of((4, 32))})
     assert caught.value.errno == errno.ENOSPC
-
-
-def test_the_recipe_knows_the_types_that_can_be_written() -> None:
-    assert Compress(gguf=list(TYPES)).gguf == list(TYPES)
-    assert set(gguf_writer.FILE_TYPES) == set(TYPES)
