@@ -17,7 +17,8 @@ from typing import Any
 from hermitcrab import __version__
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 
-Answer = tuple[Any, Callable[[], str], int]  # (object for --json, text for people, exit status)
+# (object for --json, text for people, exit status or what goes on after both are printed and tells it in the end)
+Answer = tuple[Any, Callable[[], str], int | Callable[[], int]]
 
 
 def init_verb(args: argparse.Namespace) -> Answer:
@@ -108,6 +109,31 @@ def verify_verb(args: argparse.Namespace) -> Answer:
     return found.as_json(), lambda: render_verification(found), status
 
 
+def predict_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.report.terminal import render_answers
+    from hermitcrab.serve.engine import load_engine
+    from hermitcrab.serve.opening import open_model
+    from hermitcrab.serve.predict import predict, read_inputs
+    from hermitcrab.store import Store
+
+    texts = read_inputs(args.input, args.column)
+    opened = open_model(args.model, Store(args.store), args.key, args.unverified)
+    engine = load_engine(opened)
+    answers = predict(opened, engine, texts, args.max_new_tokens)
+    engine.close()
+    told = {"model": opened.name, "verified": opened.verified is not None, "answers": answers}
+    return told, lambda: render_answers(answers), 0
+
+
+def serve_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.serve.server import start
+    from hermitcrab.store import Store
+
+    told, serve = start(args.model, Store(args.store), host=args.host, port=args.port, api_key=args.api_key, queue=args.queue,
+                        key=args.key, unverified=args.unverified)  # fmt: skip
+    return told, lambda: f"{told['model']} answers at {told['url']}/v1 (Ctrl-C ends it)", serve
+
+
 def keygen_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.lineage.keys import default_path, keygen
 
@@ -154,10 +180,22 @@ def _arg(*names: str, **more: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, more
 
 
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"expected a number from 1. Received: {text[:40]}")
+    return int(text)
+
+
 RECIPE = _arg("recipe", help="a recipe (YAML)")
 OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="set a key of the recipe, such as train.epochs=2")
 STORE = _arg("--store", default=".crab/store", metavar="FOLDER", help="where artifacts live (default: .crab/store)")
 RUNS = _arg("--runs", default="runs", metavar="FOLDER", help="where runs leave report and package (default: runs)")
+
+MODEL = _arg("model", help="a package's folder, a run's name or folder, or a reference to a model")
+SIGNER = _arg(
+    "--key", type=Path, metavar="PEM", help="public key of the signer; without it the signer is not authenticated"
+)
+UNVERIFIED = _arg("--unverified", action="store_true", help="use what is no package, or one that does not verify")
 
 _verb("init", "write a starter recipe and a few rows, which run as they are", init_verb,
       "crab init text-generation my-project",
@@ -176,6 +214,19 @@ _verb("verify", "check a package: every digest, the chain, the signatures, parit
       _arg("--key", type=Path, metavar="PEM", help="public key of the signer; without it the signer is not authenticated"),
       _arg("--recompute", action="store_true", help="compare the merged model with base + adapter afresh (needs [train])"),
       _arg("--base", metavar="REFERENCE", help="where the base is, for --recompute (default: as the record says)"), STORE)  # fmt: skip
+_verb("predict", "answer texts, as `evaluate` does: by choice where the package has choices, else generated", predict_verb,
+      'crab predict runs/demo/package "a film to remember"', MODEL,
+      _arg("input", nargs="+", help="a text, - for the lines of standard input, or @FILE (CSV, TSV, JSONL, Parquet, text)"),
+      _arg("--column", default="prompt", metavar="COLUMN", help="of @FILE: a column, or a text with {column} in it (default: prompt)"),
+      _arg("--max-new-tokens", type=_count, default=64, metavar="N", help="the longest generated answer (default: 64)"),
+      SIGNER, UNVERIFIED, STORE)  # fmt: skip
+_verb("serve", "serve a package by the OpenAI API: /v1/chat/completions, /v1/completions, /v1/models, /health", serve_verb,
+      "crab serve runs/demo/package --port 8000", MODEL,
+      _arg("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)"),
+      _arg("--port", type=int, default=8000, help="0 takes any that is free (default: 8000)"),
+      _arg("--api-key", metavar="env:NAME", help="ask for the key that this environment variable holds"),
+      _arg("--queue", type=_count, default=16, metavar="N", help="requests that may wait, the next is refused (default: 16)"),
+      SIGNER, UNVERIFIED, STORE)  # fmt: skip
 _verb("keygen", "make a signing key (ECDSA P-256)", keygen_verb, "crab keygen --out team-key.pem",
       _arg("--out", type=Path, metavar="PEM", help="where to (default: your configuration folder)"))  # fmt: skip
 _verb("schema", "print the JSON Schema of recipes, for editors", schema_verb, "crab schema > recipe.schema.json")
@@ -222,8 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             set_quiet(True)
         value, text, status = VERBS[args.verb][1](args)
-        print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) if args.json else text())
-        return status
+        print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) if args.json else text(), flush=True)
+        return status if isinstance(status, int) else status()
     except HermitcrabError as error:
         print(f"crab: {error}", file=sys.stderr)
         return error.exit_code

@@ -24,6 +24,7 @@ CORE = (
 )
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "accelerate", "tensorboard", "scikit-learn"),
+    "serve": ("torch", "transformers", "accelerate", "starlette", "uvicorn"),
     "hub": ("huggingface-hub",),
     "modelscope": ("modelscope",),
 }

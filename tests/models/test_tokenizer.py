@@ -267,6 +267,14 @@ def test_templates_and_special_tokens_are_found_wherever_they_stand(folder: Path
     assert "bos_token" not in read.special
 
 
+def test_a_saved_template_keeps_its_bytes_and_so_its_digest(folder: Path, tmp_path: Path) -> None:
+    change(folder, "tokenizer_config.json", chat_template=TEMPLATE.replace("{% endfor %}", "\r\n{% endfor %}"))
+    (folder / "chat_template.jinja").unlink()
+    first = read_tokenizer(folder)
+    first.save(tmp_path / "saved")
+    assert read_tokenizer(tmp_path / "saved").template_digest == first.template_digest
+
+
 def test_damaged_folders_are_refused(folder: Path) -> None:
     change(folder, "tokenizer_config.json", eos_token="<absent>")
     with pytest.raises(HermitcrabError, match="not in the vocabulary"):

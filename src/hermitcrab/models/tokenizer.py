@@ -162,7 +162,7 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
         raise HermitcrabError(f"{file}: is a symbolic link; refused")
     if file.is_file():
         try:
-            return file.read_text(encoding="utf-8")
+            return file.read_bytes().decode("utf-8")  # line ends as they are: the record has the digest of these bytes
         except (OSError, UnicodeDecodeError) as error:
             raise HermitcrabError(f"{file}: cannot be read: {error}") from error
     template = config.get("chat_template")

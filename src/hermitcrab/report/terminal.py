@@ -163,6 +163,17 @@ def render_verification(found: Verification) -> str:
     return "\n".join([*words.plain(lines), "", words.plain(found.summary)])
 
 
+def render_answers(answers: Sequence[Mapping[str, Any]]) -> str:
+    """One answer a line, with its score where it has one; a single generated answer as it stands."""
+    if len(answers) == 1 and answers[0]["score"] is None:
+        return words.plain(answers[0]["prediction"])
+    lines = []
+    for answer in answers:
+        text = words.plain(answer["prediction"].replace("\\", "\\\\").replace("\n", "\\n"))
+        lines.append(text if answer["score"] is None else f"{text}\t{answer['score']:.3f}")
+    return "\n".join(lines)
+
+
 def render_doctor(found: Mapping[str, Any]) -> str:
     rows = [
         ("system", f"{found['platform']}, Python {found['python']}"),

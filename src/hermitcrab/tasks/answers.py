@@ -20,7 +20,7 @@ from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate
-from hermitcrab.tasks.encoding import Message, conversation
+from hermitcrab.tasks.encoding import Encoder, Message, conversation
 
 if TYPE_CHECKING:
     from hermitcrab.tasks.text_generation import TextGeneration
@@ -108,18 +108,9 @@ def choose(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evaluat
             f"evaluate.choices does not have {unknown[:3]} (of {len(unknown)}), which are references in the data. "
             f"Received: choices={part.choices}"
         )
-    answers = [task.encoder.answer(asked[0], c) for c in part.choices]
-    bare = [a[:-1] if a[-1] in task.encoder.ends else a for a in answers]
-    if not any(a != b and a == b[: len(a)] for a in bare for b in bare):
-        answers = bare  # where one begins another, only its end tells them apart
+    answers = task.encoder.choices(asked[0], part.choices)
     prompts, cut = cut_prompts([task.encoder.prompt(q) for q in asked], part.sequence_length)
-    prefix = Prefix(model, prompts[0][: shared_prefix(prompts)])
-    rest = [p[prefix.length :] for p in prompts]
-    scores_NC = np.zeros((len(rest), len(answers)))
-    with progress("answers", len(rest), "rows") as bar:
-        for members in batches([len(r) for r in rest], size):
-            scores_NC[members] = _score(model, prefix, [rest[i] for i in members], answers)
-            bar.add(len(members))
+    scores_NC = score_choices(model, prompts, answers, size)
     best = scores_NC.argmax(1)
     which = [part.choices.index(r) for r in references]
     table = {
@@ -133,6 +124,19 @@ def choose(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evaluat
         "bytes": [len(r.encode()) for r in references],
     }
     return _finish(table, rows, prompt_digest(prompts, part.choices), cut)
+
+
+@torch.inference_mode()
+def score_choices(model: nn.Module, prompts: list[list[int]], answers: list[list[int]], size: int) -> np.ndarray:
+    """Log-likelihood (nats) of each answer behind each prompt, [N, C], in batches of `size`."""
+    prefix = Prefix(model, prompts[0][: shared_prefix(prompts)])
+    rest = [p[prefix.length :] for p in prompts]
+    scores_NC = np.zeros((len(rest), len(answers)))
+    with progress("answers", len(rest), "rows") as bar:
+        for members in batches([len(r) for r in rest], size):
+            scores_NC[members] = _score(model, prefix, [rest[i] for i in members], answers)
+            bar.add(len(members))
+    return scores_NC
 
 
 def _score(model: nn.Module, prefix: Prefix, rest: list[list[int]], answers: list[list[int]]) -> np.ndarray:
@@ -204,26 +208,9 @@ def generate(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evalu
     model.eval()
     asked, references = questions(rows, shots)
     prompts, cut = cut_prompts([task.encoder.prompt(q) for q in asked], part.sequence_length)
-    texts, stopped = [""] * len(prompts), 0
-    with progress("answers", len(prompts), "rows") as bar:
-        for members in batches([len(p) for p in prompts], size):
-            L = max(len(prompts[i]) for i in members)
-            ids_BL = torch.tensor([[task.encoder.pad] * (L - len(prompts[i])) + prompts[i] for i in members])
-            mask_BL = torch.tensor([[0] * (L - len(prompts[i])) + [1] * len(prompts[i]) for i in members])
-            made = model.generate(
-                input_ids=ids_BL.to(device_of(model)),
-                attention_mask=mask_BL.to(device_of(model)),
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=part.max_new_tokens,
-                eos_token_id=sorted(task.encoder.ends),
-                pad_token_id=task.encoder.pad,
-            )[:, L:].tolist()
-            for i, ids in zip(members, made, strict=True):
-                if at := [n for n, token in enumerate(ids) if token in task.encoder.ends]:
-                    ids, stopped = ids[: at[0]], stopped + 1
-                texts[i] = task.encoder.decode(ids).strip()
-            bar.add(len(members))
+    made = greedy(task.encoder, model, prompts, part.max_new_tokens, size)
+    texts = [task.encoder.decode([t for t in ids if t not in task.encoder.ends]).strip() for ids in made]
+    stopped = sum(bool(ids) and ids[-1] in task.encoder.ends for ids in made)
     table: dict[str, Any] = {
         "row_id": rows["row_id"].to_pylist(),
         "reference": references,
@@ -234,6 +221,31 @@ def generate(task: TextGeneration, model: nn.Module, rows: pa.Table, part: Evalu
         known = likelihood(task, model, rows, part, size)
         table |= {name: known[name].to_pylist() for name in ("nll", "tokens", "bytes")}
     return _finish(table, rows, prompt_digest(prompts, []), cut, {"not_stopped": len(texts) - stopped})
+
+
+@torch.inference_mode()
+def greedy(encoder: Encoder, model: nn.Module, prompts: list[list[int]], max_new_tokens: int, size: int) -> list[list[int]]:  # fmt: skip
+    """The likeliest next tokens behind each prompt, up to and with the token that ends an answer."""
+    found: list[list[int]] = [[] for _ in prompts]
+    with progress("answers", len(prompts), "rows") as bar:
+        for members in batches([len(p) for p in prompts], size):
+            L = max(len(prompts[i]) for i in members)
+            ids_BL = torch.tensor([[encoder.pad] * (L - len(prompts[i])) + prompts[i] for i in members])
+            mask_BL = torch.tensor([[0] * (L - len(prompts[i])) + [1] * len(prompts[i]) for i in members])
+            made = model.generate(
+                input_ids=ids_BL.to(device_of(model)),
+                attention_mask=mask_BL.to(device_of(model)),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=sorted(encoder.ends),
+                pad_token_id=encoder.pad,
+            )[:, L:].tolist()
+            for i, ids in zip(members, made, strict=True):
+                end = next((n for n, token in enumerate(ids) if token in encoder.ends), len(ids))
+                found[i] = ids[: end + 1]
+            bar.add(len(members))
+    return found
 
 
 @torch.inference_mode()

@@ -72,6 +72,12 @@ class Encoder:
         last = next((i for i, token in enumerate(ids) if token in self.ends or token == self.eos), len(ids) - 1)
         return ids[: last + 1]
 
+    def choices(self, messages: list[Message], choices: list[str]) -> list[list[int]]:
+        """Ids of each choice as an answer; with the token that ends it only where one choice begins another."""
+        answers = [self.answer(messages, choice) for choice in choices]
+        bare = [a[:-1] if a[-1] in self.ends else a for a in answers]
+        return answers if any(a != b and a == b[: len(a)] for a in bare for b in bare) else bare
+
     def document(self, row: dict[str, str]) -> Document:
         """A training example. Learnt: the answers and their ends; of plain text, every token but the first."""
         if "text" in row:

@@ -1,0 +1,153 @@
+"""From what a user names to a model that may be used: found, verified, its files pinned to the signed digests. Torch-free.
+
+    MODEL → folder of a package (or a bare model) → lineage.verify → files as they were signed → encoder as it was trained
+
+The chat template is chosen by the digest that hermitcrab.json records, so prompts are rendered as they were in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hermitcrab.errors import Contradiction, HermitcrabError, UsageError, did_you_mean, needs
+from hermitcrab.lineage.bundle import NAME as SIGNATURE
+from hermitcrab.lineage.bundle import read_bundle
+from hermitcrab.lineage.verify import verify
+from hermitcrab.models.base import describe
+from hermitcrab.models.tokenizer import read_json_file
+from hermitcrab.progress import say, warn
+from hermitcrab.recipe import Base
+from hermitcrab.references import Resolved, fetch, resolve
+from hermitcrab.store import Store
+from hermitcrab.tasks.encoding import Encoder, load_encoder
+
+RECORD = "hermitcrab.json"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready to be loaded.
+
+    Attributes:
+        name: what requests call it.
+        path: its folder or file; `base`: the record of its files, as `models.base.describe` gives it.
+        choices: what a classifier by likelihood chooses from; empty where answers are generated.
+        plain_text: it learnt texts, not answers: an input is the beginning of a text.
+        created: when its record was written (seconds since 1970), or 0.
+        verified: what verification found, or None where nothing vouches for it.
+    """
+
+    name: str
+    path: Path
+    base: dict[str, Any]
+    encoder: Encoder
+    choices: list[str]
+    plain_text: bool
+    created: int
+    verified: str | None
+
+
+def open_model(what: str, store: Store, key: Path | None = None, unverified: bool = False) -> Opened:
+    """The model that `what` names: a package's folder, a run's name or folder, or a reference.
+
+    Raises:
+        UsageError: no such model, or one that is no package, without `unverified`.
+        Contradiction, HermitcrabError: a package that does not verify, without `unverified`.
+    """
+    needs("torch", "serve")
+    needs("transformers", "serve")
+    path, resolved = _find(what, store)
+    if not (path / RECORD).is_file():
+        return _open_bare(what, path, resolved, unverified)
+    told = _check(path, key, unverified)
+    record = _record(path)
+    base = describe(path, resolved, Base(path=what, license=record["license"]))
+    base["name"] = record["name"]
+    if told is not None:
+        _as_signed(path, base)
+    return Opened(
+        name=record["name"],
+        path=path,
+        base=base,
+        encoder=_encoder(base, path, record["template_digest"]),
+        choices=record["choices"],
+        plain_text=record["format"] == "text",
+        created=int((path / RECORD).stat().st_mtime),
+        verified=told,
+    )
+
+
+def _find(what: str, store: Store) -> tuple[Path, Resolved]:
+    runs = store.runs()
+    named = what.removeprefix("run:")
+    path = Path(what).expanduser()
+    if path.is_dir():
+        inside = path / "package"
+        path = inside if (path / "run.json").is_file() and inside.is_dir() else path
+        return path, Resolved(what, what, "", path, None, "folder")
+    if named in runs:
+        path = Path(runs[named]["folder"]) / "package"
+        if not path.is_dir():
+            raise HermitcrabError(f"run {named} has no package at {path}; the same `crab run` makes it")
+        return path, Resolved(what, f"run:{named}", "", path, None, "folder")
+    if ":" not in what and not path.exists():
+        raise UsageError(f"{what}: no such folder, file or run{did_you_mean(what, runs) if runs else ''}")
+    found = resolve(what, None, store)
+    return fetch(found, store), found
+
+
+def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool) -> Opened:
+    if not unverified:
+        raise UsageError(
+            f"{what}: is no package (it has no {RECORD}), so nothing vouches for it; --unverified uses it all the same"
+        )
+    warn(f"{what}: is no package; nothing vouches for it, and it is used because of --unverified")
+    base = describe(path, resolved, Base(path=what, license="LicenseRef-not-asked"))  # nothing is made of it here
+    encoder = load_encoder(base, path, "auto")
+    return Opened(base["name"], path, base, encoder, [], False, 0, None)
+
+
+def _check(path: Path, key: Path | None, unverified: bool) -> str | None:
+    found = verify(path, key)
+    if found.ok:
+        say(f"{path}: {found.summary}")
+        return found.summary
+    why = f"{path}: {found.summary}: " + "; ".join(check.message for check in found.failures[:3])
+    if not unverified:
+        raise (Contradiction if found.contradiction else HermitcrabError)(f"{why}. --unverified uses it all the same")
+    warn(f"{why}. It is used because of --unverified")
+    return None
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What is read of hermitcrab.json, each value of its type: the file may be a stranger's."""
+    found = read_json_file(path / RECORD)
+    wanted: dict[str, Any] = {"name": str, "task": str, "license": str, "format": str, "template_digest": str}
+    for field, kind in wanted.items():
+        if not isinstance(found, dict) or not isinstance(found.get(field), kind):
+            raise HermitcrabError(f"{path / RECORD}: expected `{field}`, a text; this is no record of a package")
+    choices = found.get("choices", [])
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise HermitcrabError(f"{path / RECORD}: expected `choices`, a list of texts. Received: {str(choices)[:80]}")
+    if found["task"] != "text-generation":
+        raise HermitcrabError(f"{path}: its task is {found['task'][:60]!r}; only text-generation is served so far")
+    return {**{field: found[field] for field in wanted}, "choices": choices}
+
+
+def _as_signed(path: Path, base: dict[str, Any]) -> None:
+    """What will be loaded (each file is digested again then) is what the signature covers."""
+    signed = read_bundle((path / SIGNATURE).read_bytes()).files()
+    for file in base["files"]:
+        if file["sha256"] != f"sha256:{signed.get(file['path'])}":
+            raise HermitcrabError(f"{path / file['path']}: changed since the package was verified a moment ago")
+
+
+def _encoder(base: dict[str, Any], path: Path, recorded: str) -> Encoder:
+    """The rendering whose digest the record has: the package's chat template, or none."""
+    for template in ("auto", "none"):
+        encoder = load_encoder(base, path, template)
+        if encoder.template_digest == recorded:
+            return encoder
+    raise HermitcrabError(f"{path}: its chat template is not the one that it was trained with. Expected: {recorded}")

@@ -1,0 +1,46 @@
+"""A project with two finished runs, made once: `small` chooses between answers, `speaks` learnt to write two by heart."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tiny import question_rows, write_model, write_project
+
+from hermitcrab.cli import main
+
+GOOD, BAD = "寄居蟹🦀住在壳里。", "¡Olé! 👩‍👩‍👧 naïve"  # every character of more than one byte is several tokens
+SPEAKS = ["name=speaks", "data.train.path=speech.csv", "train.method=full", "train.learning_rate=1e-2", "train.steps=100",
+          "train.sequence_length=96", "train.validate_every=0", "evaluate.choices=[]", "evaluate.few_shot=0", "evaluate.calibrate=false",
+          "evaluate.baselines=[]", "evaluate.noise_rows=0"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serve") / "project"
+    write_project(folder)
+    shutil.rmtree(folder / "base")
+    write_model(folder / "base", max_position_embeddings=1024)
+    lines = ["prompt,completion"]
+    for row in question_rows(120).to_pylist():
+        lines.append(f"{row['prompt']},{GOOD if row['completion'] == 'yes' else BAD}")
+    (folder / "speech.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        assert main(["run", "small.yaml"]) == 0
+        assert main(["run", "small.yaml", *SPEAKS]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project, as the working folder."""
+    shutil.copytree(project, tmp_path / "p")
+    monkeypatch.chdir(tmp_path / "p")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "p" / "config"))
+    return tmp_path / "p"
