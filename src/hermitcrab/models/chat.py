@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Set, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Set, Sized, ValuesView
 from contextvars import ContextVar
 from functools import lru_cache, wraps
 from string import Formatter
@@ -31,31 +31,15 @@ from jinja2.utils import Cycler, Joiner, Namespace
 from hermitcrab.errors import HermitcrabError
 
 LONGEST_TEMPLATE = 1 << 20
-LONGEST_TEXT = 1 << 25
 LARGEST_NUMBER = 1 << 16  # a width, an indent, a repetition
 MOST_BITS = 1 << 12  # of an integer
 # The budget, in characters: so many, and so many more for each character of the messages.
-MOST_WORK = 1 << 25
-WORK_PER_CHARACTER = 16
+MOST_WORK = 1 << 24
+WORK_PER_CHARACTER = 32
 STEP, ITEM, NODE = 64, 16, 4  # a call or a round of a loop; an item of a list; a node of the template's tree
-LAZY = frozenset(
-    [
-        "attr",
-        "count",
-        "d",
-        "default",
-        "first",
-        "items",
-        "last",
-        "length",
-        "map",
-        "reject",
-        "rejectattr",
-        "select",
-        "selectattr",
-    ]
-)
-LISTING = frozenset(["batch", "list", "slice", "splitlines", "title", "wordcount"])
+LAZY = frozenset(["attr", "count", "d", "default", "first", "items", "last", "length"])
+LAZY |= {"map", "reject", "rejectattr", "select", "selectattr"}
+LISTING = frozenset(["batch", "list", "slice", "title", "wordcount"])
 GATHERING = frozenset(["groupby", "join", "max", "min", "sort", "sum", "unique"])
 REFUSED = frozenset(["expandtabs", "encode", "lipsum", "maketrans", "pprint", "striptags", "translate", "unescape"])
 REFUSED |= {"urlize", "wordwrap", "xmlattr"}
@@ -89,7 +73,7 @@ def _pay(value: Any, shift: int = 0) -> None:
             waiting.extend(value.keys())
             waiting.extend(value.values())
         elif isinstance(value, Namespace):
-            waiting.append(value._Namespace__attrs)  # type: ignore[attr-defined]
+            waiting.append(value._Namespace__attrs)
         elif isinstance(value, (LoopContext, Cycler, Joiner)):
             raise _Bounded(f"it takes a {type(value).__name__} for a value")
         else:
@@ -116,7 +100,7 @@ def _counted(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _listed(values: Iterable[Any]) -> list[Any]:
-    if hasattr(values, "__len__"):
+    if isinstance(values, Sized):
         _spend(ITEM * len(values))
         return list(values)
     return list(_counted(values))
@@ -135,7 +119,7 @@ def _shown(context: Any, value: Any) -> str:
         _spend(ITEM + len(value))
         return value
     _pay(value)
-    return _made(str(value))  # type: ignore[no-any-return]
+    return _made(str(value))
 
 
 def _compared(value: Any) -> Any:
@@ -181,17 +165,19 @@ def _check_given(name: str, subject: Any, given: Sequence[Any], deep: bool = Tru
     if name in ("format", "format_map"):
         _check_format(str(subject), given)
     length = len(subject) if isinstance(subject, (str, list, tuple, range)) else 0
-    if length * max((len(x) + 1 for x in given if isinstance(x, str)), default=1) > LONGEST_TEXT:
-        raise _Bounded("a text in it grows too long")
     if name in LISTING or (name in ("split", "rsplit") and not any(isinstance(x, str) for x in given)):
         _spend(ITEM * length)
     elif name in ("split", "rsplit") and isinstance(subject, str):
         _spend(length + ITEM * sum(subject.count(x) for x in given if isinstance(x, str) and x))
-    elif name == "indent":
-        _spend(length * max([ITEM, *(x for x in given if type(x) is int)]))
-    if deep:
+    elif name in ("indent", "splitlines") and isinstance(subject, str):
+        lines = sum(subject.count(end) for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+        widths = [len(x) if isinstance(x, str) else int(x) for x in given if isinstance(x, (str, int))]
+        _spend(length + lines * max([ITEM, *widths]))
+    if deep or name == "replace":
         _pay(subject, 4 if isinstance(subject, str) else 0)
         _pay(given, 4)
+    if name == "replace" and len(given) > 1:
+        _spend(str(subject).count(str(given[0])) * len(str(given[1])))
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -245,7 +231,8 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     def bounded(*given: Any, **named: Any) -> Any:
         if name in GATHERING and len(given) > passed:
             given = (*given[:passed], _listed(given[passed]), *given[passed + 1 :])
-        subject, rest = (given[passed] if len(given) > passed else None), (*given[passed + 1 :], *named.values())
+        subject = given[passed] if len(given) > passed else None
+        rest = (*given[passed + 1 :], *(named[key] for key in sorted(named, reverse=True)))  # `old` before `new`
         before = _budget.get()[0]
         _check_given(name, subject, rest, deep=name not in LAZY and name not in LISTING)
         if name == "sort":  # by several attributes
@@ -345,7 +332,8 @@ def _compiled(source: str) -> Template:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     filters = {**environment.filters, "tojson": _tojson, "sum": _bounded_sum(environment.filters["sum"])}
     environment.filters = {name: _bounded_filter(name, function) for name, function in filters.items()}
-    environment.tests = {name: _bounded_test(name, function) for name, function in environment.tests.items()}
+    tests: dict[str, Any] = environment.tests
+    environment.tests = {name: _bounded_test(name, function) for name, function in tests.items()}
     # Names with a space: no template can replace them, and it gains nothing by `map` with one.
     own = (_compared, _counted, _listed, _made, _searched, _shown, _step)
     environment.filters |= {function.__name__.replace("_", " "): function for function in own}
