@@ -43,7 +43,7 @@ def trainable(model: nn.Module, part: Train) -> nn.Module:
 
 @contextmanager
 def adapter_inputs_as_they_are(model: nn.Module, active: bool) -> Iterator[None]:
-    """Under autocast, adapters need no float32 copy of their input, which peft makes otherwise (docs/log.md: a fifth of a step)."""
+    """Under autocast, adapters need no float32 copy of their input, which peft makes otherwise (figures: docs/log.md)."""
     if not active or not hasattr(model, "peft_config"):
         yield
         return

@@ -22,8 +22,8 @@ from hermitcrab.errors import UsageError
 from hermitcrab.recipe import Train
 
 PROBE_SECONDS = 0.25  # for each thing that is measured
-COMPILE_SECONDS = 90.0  # CPU-seconds that compiling a decoder costs, g++ included (docs/log.md)
-COMPILE_GAIN = 0.2  # share of a full fine-tuning step that it saves; for LoRA it was nothing
+COMPILE_SECONDS = 90.0  # CPU-seconds that compiling a decoder costs, g++ included: assumed, not measured
+COMPILE_GAIN = 0.2  # share of a full fine-tuning step that it saves; assumed as well
 
 
 @dataclass
@@ -114,7 +114,7 @@ def choose_compile(wanted: str, part: Train, step_seconds: float, steps: int, de
     if wanted != "auto":
         return wanted == "on", "as the recipe says"
     if part.method != "full":
-        return False, "adapters gain nothing from it"
+        return False, "not for adapters, whose small products leave it little to gain"
     if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return False, "no C++ compiler"
     saved = COMPILE_GAIN * step_seconds * steps
