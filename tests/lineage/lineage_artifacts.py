@@ -131,6 +131,7 @@ TRAINING = {
     "validation": [],
     "best_step": 40,
     "template_digest": digest_bytes(b"template"),
+    "fitted": {},
     "seed": 0,
     "stopped": "planned",
 }

@@ -131,7 +131,7 @@ class Sample:
             "method": "lora", "steps": 300, "epochs": 2.0, "trainable_parameters": 4884480, "parameters": 134515008,
             "loss_first": 2.3, "loss_last": 0.398,
             "validation": [{"step": s, "loss": 2 * 0.99**s + 0.4} for s in (100, 200, 300)],
-            "best_step": 300, "template_digest": "sha256:" + "3" * 64, "seed": 0, "stopped": "planned",
+            "best_step": 300, "fitted": {}, "template_digest": "sha256:" + "3" * 64, "seed": 0, "stopped": "planned",
         }  # fmt: skip
         parity = {
             "compared": ["base + adapter", "merged (bfloat16)"], "probes": [[1, 2], [3]], "ok": True,

@@ -38,6 +38,7 @@ def compare(
     derived: str = "derived",
     base: str = "base",
     prompts: Mapping[str, str] | None = None,
+    prompted: bool = True,
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
@@ -52,7 +53,8 @@ def compare(
         validation: base variant → its deciding metric on validation rows, by which the strongest is chosen.
         metrics: in order; the first that both `derived` and `base` can give decides the verdict.
         labels: the choices; without them there are no label metrics.
-        prompts: model → digest of its prompts; those of `derived` and `base` must be equal.
+        prompts: model → digest of its prompts; those of `derived` and `base` must be equal, where both were prompted.
+        prompted: `base` is a model that another prompt could have made stronger.
 
     Raises:
         HermitcrabError: the models did not answer the same rows, each once, with the same references and prompts.
@@ -66,7 +68,7 @@ def compare(
     check_same_rows([ours, *answers.values()])
     if not len(ours):
         raise HermitcrabError("there are no test rows to compare on")
-    if prompts and base in answers and prompts.get(derived) != prompts.get(base):
+    if prompts and prompted and base in answers and prompts.get(derived) != prompts.get(base):
         raise HermitcrabError(
             f"`{derived}` and `{base}` were asked with different prompts "
             f"({prompts.get(derived)} and {prompts.get(base)}); a difference would say nothing about the weights"
@@ -115,7 +117,7 @@ def compare(
             "verdict": judge(deciding[strongest], same, confidence),
         }
     result["unbeaten"] = [m for m in deciding if m not in variants and judge(deciding[m], False, confidence) != BETTER]
-    result["sentence"] = _sentence(result, deciding, base)
+    result["sentence"] = _sentence(result, deciding, base, prompted)
     return result
 
 
@@ -223,18 +225,21 @@ def expected_effect(
     }  # fmt: skip
 
 
-def _sentence(result: Mapping[str, Any], deciding: Mapping[str, Mapping[str, Any]], base: str) -> str:
+def _sentence(result: Mapping[str, Any], deciding: Mapping[str, Mapping[str, Any]], base: str, prompted: bool) -> str:
     pair, strongest, verdict = deciding[base], result["strongest"], result["verdict"]
     name = result["metric"]
     lower = " (lower is better)" if name in metric.LOWER_IS_BETTER else ""
     rows = f"{result['n']:,} rows" + (f" in {result['groups']:,} documents" if result["groups"] < result["n"] else "")
+    how = "under the same prompt" if prompted else "on the same rows"
     told = (
         f"{verdict[0].upper()}{verdict[1:]}: {name}{lower} of {pair['a']} {_number(pair['a_value'])} against {base} "
-        f"{_number(pair['b_value'])} under the same prompt: {_difference(pair)}, Holm {_p(pair['p_holm'])}, {rows}"
+        f"{_number(pair['b_value'])} {how}: {_difference(pair)}, Holm {_p(pair['p_holm'])}, {rows}"
     )
     if verdict == TIED:
         told += "; every answer is the same"
-    if strongest is None:
+    if not prompted:
+        pass
+    elif strongest is None:
         told += "; whether a stronger prompt of the base would do as well was not measured"
     elif strongest["model"] == base:
         told += "; no other base variant did better on validation rows" if len(strongest["validation"]) > 1 else ""
