@@ -49,9 +49,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**53)]  # what JSON holds exactly
 class Base(Part):
     path: str
     """What the model starts from: a folder, a GGUF file, `run:NAME`, `hf:ORG/NAME@REVISION`, `ms:ORG/NAME@REVISION`,
-    `pypi:NAME==VERSION/PATH-IN-WHEEL`, or `scratch` with an architecture."""
+    `pypi:NAME==VERSION/PATH-IN-WHEEL`, `deb:NAME=VERSION/PATH-IN-PACKAGE`, or `scratch` with an architecture."""
     sha256: Digest | None = None
-    """Digest of the file (of the file inside the wheel, for `pypi:`, where it is required)."""
+    """Digest of the file (of the file inside the package, for `pypi:` and `deb:`, where it is required)."""
     license: str | None = None
     """SPDX id. Needed where the files themselves declare none."""
     architecture: dict[str, Any] | None = None
@@ -64,11 +64,11 @@ class Base(Part):
 
 class Source(Part):
     path: str
-    """A file, or `pypi:NAME==VERSION/PATH-IN-WHEEL`."""
+    """A file, `pypi:NAME==VERSION/PATH-IN-WHEEL` or `deb:NAME=VERSION/PATH-IN-PACKAGE`."""
     license: str
     """SPDX id, or `LicenseRef-…` for terms that have none."""
     sha256: Digest | None = None
-    """Digest of the file (required for `pypi:`)."""
+    """Digest of the file (required for `pypi:` and `deb:`)."""
     type: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "lines", "idx"] = "auto"
     """What the file is; `auto` goes by its ending (`.gz` is unpacked). `text`: a row is a paragraph; `lines`: a line; `idx`: images
     as MNIST has them, with their `labels`."""

@@ -387,5 +387,5 @@ def recompute_parity(package: Path, reference: str | None, store: Store, found: 
 
 
 def _only_digest(base: dict[str, Any]) -> str | None:
-    """The digest that a `pypi:` reference needs."""
-    return base["files"][0]["sha256"] if base["uri"].startswith("pypi:") else None
+    """The digest that a `pypi:` or `deb:` reference needs."""
+    return base["files"][0]["sha256"] if base["uri"].startswith(("pypi:", "deb:")) else None
