@@ -17,7 +17,17 @@ from hermitcrab.evaluate.value_added import judge
 from hermitcrab.report.words import excerpt, plain
 from hermitcrab.store import Artifact
 
-SETTINGS = ("learning_rate", "schedule", "sequence_length", "batch_size", "accumulate", "final_dtype")
+SETTINGS = (
+    "optimizer",
+    "loss",
+    "learning_rate",
+    "schedule",
+    "sequence_length",
+    "batch_size",
+    "accumulate",
+    "final_dtype",
+)
+OF_TOKENS = ("sequence_length",)  # says nothing of a training that counts no tokens
 TEXTS = 10  # rows whose text is shown, of the gained and of the lost
 
 
@@ -61,15 +71,22 @@ def _clock(seconds: float | None) -> str | None:
 def _added(recipe: Mapping[str, Any], prepared: Artifact, trained: Artifact) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
+    training, settings, parts = trained.read("training.json"), recipe["train"], _optional(trained, "ledger.json") or []
+    tokens = any("tokens" in entry["unit"] for entry in parts)
     return {
-        **trained.read("training.json"),
+        **training,
         "rows": pq.read_metadata(prepared.payload / "train.parquet").num_rows,
         "settings": {
-            **({"LoRA": recipe["train"]["lora"]} if recipe["train"]["method"] == "lora" else {}),
-            **{key: recipe["train"][key] for key in SETTINGS},
+            **({"LoRA": settings["lora"]} if training["method"] == "lora" else {}),
+            **{key: settings[key] for key in SETTINGS if key in settings and (tokens or key not in OF_TOKENS)},
         },
-        "parity": trained.read("parity.json"),
-    }  # fmt: skip
+        "parity": _optional(trained, "parity.json"),
+    }
+
+
+def _optional(artifact: Artifact, name: str) -> Any:
+    """A document that not every task leaves; None where it is not there."""
+    return artifact.read(name) if any(f["path"] == name for f in artifact.manifest["files"]) else None
 
 
 def _value(recipe: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -81,18 +98,31 @@ def _value(recipe: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict
     for entry in metrics:
         row = models.setdefault(entry["model"], {"model": entry["model"], "n": entry["n"], "figures": {}})
         row["figures"][entry["name"]] = {k: entry[k] for k in ("value", "low", "high", "version", "prompt_digest")}
-    show = recipe["report"]["show_text"]
+    show, against = recipe["report"]["show_text"], _against(comparison, pairs)
     return {
         **comparison,
+        "against": against,
         "pairs": pairs,
         "metrics": list(dict.fromkeys(entry["name"] for entry in metrics)),
         "models": list(models.values()),
         "split": metrics[0]["split"] if metrics else None,
-        "texts": {which: _texts(comparison[which], artifacts) for which in ("gained", "lost")} if show else None,
+        "classes": _optional(evaluated, "classes.json"),
+        "texts": {w: _texts(comparison[w], against, artifacts) for w in ("gained", "lost")}
+        if show and against
+        else None,
     }
 
 
-def _texts(row_ids: list[str], artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
+def _against(comparison: Mapping[str, Any], pairs: list[dict[str, Any]]) -> str | None:
+    """The model that the verdict is about: the base, or, where nothing was built on, a named baseline."""
+    deciding = {p["b"]: p for p in pairs if p["metric"] == comparison["metric"]}
+    if "base" in deciding or not deciding:
+        return "base" if deciding else None
+    gained, lost = len(comparison["gained"]), len(comparison["lost"])
+    return next((b for b, p in deciding.items() if (p["gained"], p["lost"]) == (gained, lost)), next(iter(deciding)))
+
+
+def _texts(row_ids: list[str], against: str, artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     """Question, reference and both answers of the first rows, e-mail addresses and telephone numbers masked."""
     import pyarrow.parquet as pq
 
@@ -102,8 +132,9 @@ def _texts(row_ids: list[str], artifacts: Mapping[str, Artifact]) -> list[dict[s
     rows = pq.read_table(artifacts["prepare"].payload / "test.parquet", filters=[("row_id", "in", wanted)])
     found = {row["row_id"]: row for row in rows.to_pylist()}
     answers: dict[str, dict[str, Any]] = {}
-    for model in ("derived", "base"):
-        table = pq.read_table(artifacts["evaluate"].payload / "predictions" / f"{model}.parquet")
+    for model in ("derived", against):
+        file = "-".join("".join(c if c.isalnum() else " " for c in model).split())  # as `evaluate` names it
+        table = pq.read_table(artifacts["evaluate"].payload / "predictions" / f"{file}.parquet")
         answers[model] = {r["row_id"]: r for r in table.to_pylist() if r["row_id"] in wanted}
     if missing := sorted(wanted - found.keys()):
         raise HermitcrabError(f"report: row {missing[0]} was evaluated and is not in the prepared test rows; run again")
@@ -112,8 +143,7 @@ def _texts(row_ids: list[str], artifacts: Mapping[str, Artifact]) -> list[dict[s
             "row_id": row,
             "question": excerpt(_question(found[row])),
             "reference": excerpt(answers["derived"][row]["reference"]),
-            "derived": excerpt(answers["derived"][row]["prediction"] or ""),
-            "base": excerpt(answers["base"][row]["prediction"] or ""),
+            "answers": {model: excerpt(told[row]["prediction"] or "") for model, told in answers.items()},
         }
         for row in row_ids[:TEXTS]
     ]
@@ -122,15 +152,14 @@ def _texts(row_ids: list[str], artifacts: Mapping[str, Artifact]) -> list[dict[s
 def _question(row: Mapping[str, Any]) -> str:
     if "messages" in row:
         return "\n".join(m["content"] for m in json.loads(row["messages"])[:-1])
-    return row["prompt"] if "prompt" in row else row["text"]
+    return row.get("prompt") or row.get("text") or ""  # a picture has no words
 
 
 def _ledger(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     return [
         {"stage": stage, **entry}
         for stage, artifact in artifacts.items()
-        if any(f["path"] == "ledger.json" for f in artifact.manifest["files"])
-        for entry in artifact.read("ledger.json")
+        for entry in _optional(artifact, "ledger.json") or []
     ]
 
 
