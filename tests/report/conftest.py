@@ -294,3 +294,9 @@ def from_scratch(tmp_path):
 def sample(tmp_path):
     """Makes sample runs, each in a store of its own."""
     return lambda name="store", **options: Sample(tmp_path / name, **options)
+
+
+@pytest.fixture(scope="session")
+def kinds():
+    """The classes of both, for tests that keep what they made."""
+    return {"sample": Sample, "from scratch": FromScratch}

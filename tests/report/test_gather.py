@@ -23,6 +23,13 @@ def test_facts_are_json_and_hold_what_the_artifacts_say(sample):
     assert facts["artifacts"]["train"] == artifacts["train"].digest
 
 
+def test_stages_stand_in_the_order_in_which_they_ran(sample):
+    record, artifacts = sample().run()
+    facts = gather(record, dict(sorted(artifacts.items())))
+    assert list(facts["artifacts"]) == ["collect", "prepare", "train", "evaluate", "compress", "package"]
+    assert [s["stage"] for s in facts["cost"]["stages"]] == list(facts["artifacts"])
+
+
 def test_each_pair_has_a_verdict_of_its_own(sample):
     pairs = gather(*sample().run())["value"]["pairs"]
     deciding = {p["b"]: p["verdict"] for p in pairs if p["metric"] == "accuracy"}

@@ -28,6 +28,7 @@ SETTINGS = (
     "final_dtype",
 )
 OF_TOKENS = ("sequence_length",)  # says nothing of a training that counts no tokens
+STAGES = ("collect", "prepare", "train", "evaluate", "compress", "package")  # the order in which a reader follows them
 TEXTS = 10  # rows whose text is shown, of the gained and of the lost
 
 
@@ -38,6 +39,8 @@ def gather(run: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[st
         run: `{name, task, folder, recipe, artifacts: {stage: key}}`, and `reused` where stages were.
         artifacts: the sealed artifacts that there are, by stage.
     """
+    place = {stage: i for i, stage in enumerate(STAGES)}
+    artifacts = {stage: artifacts[stage] for stage in sorted(artifacts, key=lambda s: place.get(s, len(place)))}
     facts = {stage: artifact.facts for stage, artifact in artifacts.items()}
     collected, trained = artifacts.get("collect"), artifacts.get("train")
     return plain(

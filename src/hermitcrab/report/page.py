@@ -59,7 +59,9 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
         "ledger": [
             [e["name"], e["stage"], f"{e['taken']:,}", f"{e['kept']:,}", words.reasons(e["dropped"]), words.kept_but(e)]
             for e in facts["ledger"]
+            if not words.untouched(e)
         ],
+        "untouched": [f"{e['name']} ({e['kept']:,})" for e in facts["ledger"] if words.untouched(e)],
         "curve": curve(facts["curve"]) if facts["curve"] else None,
         "cost": cost(facts["cost"]) if facts["artifacts"] else None,
         "environment": environment_rows(facts["environment"]) if facts["environment"] else [],
@@ -124,7 +126,10 @@ def added_rows(added: Mapping[str, Any], plan: Mapping[str, Any] | None) -> list
     rows = [
         ("method", method),
         ("trained", f"{trained(added)} on {added['rows']:,} rows"),
-        ("steps", f"{added['steps']:,} ({added['epochs']:.3g} epochs), {stopped}, seed {added['seed']}"),
+        (
+            "steps",
+            f"{added['steps']:,} ({added['epochs']:.3g} epoch{'s' if added['epochs'] != 1 else ''}), {stopped}, seed {added['seed']}",
+        ),
         (
             "loss",
             f"{words.number(added['loss_first'])} at the first step, {words.number(added['loss_last'])} at the last",
@@ -153,11 +158,11 @@ def compressed_row(entry: Mapping[str, Any]) -> list[str]:
     parity = entry["parity"]
     limits = words.signed_interval(parity["low"], parity["high"])
     return [
-        f"{entry['format']} {entry['type']}",
+        f"{entry['format']}\N{NO-BREAK SPACE}{entry['type']}",
         f"{words.size(entry['size'])} of {words.size(entry['size_of_model'])}",
         f"{entry['bits_per_weight']:.2f}",
         f"{parity['metric']} {words.signed(parity['difference'])} ({limits})",
-        words.turned(parity),
+        words.turned(parity).replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}"),
         words.number(parity.get("mean_kl")),
         words.percent(parity.get("top1_agreement")),
     ]

@@ -130,7 +130,7 @@ def _ledger(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     for entry in ledger:
         if entry["dropped"] or entry["changed"]:
             notes = [f"dropped {words.reasons(entry['dropped'])}"] if entry["dropped"] else []
-            notes += [words.kept_but(entry)]
+            notes += [told_of] if (told_of := words.kept_but(entry)) != words.DASH else []
             told.append(
                 (
                     f"{entry['stage']}",

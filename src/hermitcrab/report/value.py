@@ -44,6 +44,7 @@ def value(found: Mapping[str, Any]) -> dict[str, Any]:
         "zero": drawn["zero"],
         "ticks": drawn["ticks"],
         "caution": any(misses_zero(p) and TONES[p["verdict"]] == "even" for p in deciding),
+        "unseen": unseen(found),
         "alpha": f"{1 - found['confidence']:.2g}",
         "metrics": [marked(metric) for metric in found["metrics"]],
         "lower": any(metric in LOWER_IS_BETTER for metric in found["metrics"]),
@@ -72,6 +73,12 @@ def value(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def marked(metric: str) -> str:
     return f"{metric} ↓" if metric in LOWER_IS_BETTER else metric
+
+
+def unseen(found: Mapping[str, Any]) -> str | None:
+    """Where nothing was shown: the difference that so few rows could have shown."""
+    effect = found["smallest_effect"]["difference"]
+    return words.number(effect) if effect is not None and TONES[found["verdict"]] == "even" else None
 
 
 def misses_zero(pair: Mapping[str, Any]) -> bool:

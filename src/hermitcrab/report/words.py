@@ -96,6 +96,11 @@ def reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{amount:,} {reason}" for reason, amount in counts.items()) or DASH
 
 
+def untouched(entry: Mapping[str, Any]) -> bool:
+    """Was everything kept, and as it came?"""
+    return not entry["dropped"] and kept_but(entry) == DASH
+
+
 def kept_but(entry: Mapping[str, Any]) -> str:
     """What was kept, but not as it came; of tokens, also how many are learnt."""
     told = [reasons(entry["changed"])] if entry["changed"] else []
