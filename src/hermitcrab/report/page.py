@@ -1,6 +1,6 @@
 """One self-contained HTML page of a run: no script, nothing loaded from anywhere, light and dark, readable on a phone.
 
-`page.html` only lays out what `view` hands it, with the pieces of `parts.html` and `style.css`; every figure is formatted and
+`page.html` only lays out what `view` hands it, in `layout.html`, with the pieces of `parts.html`; every figure is formatted and
 every line of a drawing computed here and in `value`, `charts`, `classes`. Strings of the run's files are escaped by the
 template engine and never become a link.
 """
@@ -25,6 +25,11 @@ def write_page(facts: Mapping[str, Any], path: str | Path) -> None:
 
 
 def render(facts: Mapping[str, Any]) -> str:
+    return fill("page.html", view(facts))
+
+
+def fill(template: str, shown: Mapping[str, Any]) -> str:
+    """A template of this folder with what it shows; a name that it does not get is an error."""
     import jinja2
 
     engine = jinja2.Environment(
@@ -35,7 +40,7 @@ def render(facts: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return engine.get_template("page.html").render(view(facts))
+    return engine.get_template(template).render(shown)
 
 
 def view(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +49,7 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
 
     base, added = facts["base"], facts["added"]
     return {
+        "title": f"{facts['name']}: what was added",
         "name": facts["name"],
         "under": [x for x in (facts["task"], facts["finished"], facts["license"]) if x],
         "summary": summary(facts) if facts["artifacts"] else [],
