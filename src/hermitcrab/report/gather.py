@@ -28,7 +28,15 @@ SETTINGS = (
     "final_dtype",
 )
 OF_TOKENS = ("sequence_length",)  # says nothing of a training that counts no tokens
-STAGES = ("collect", "prepare", "tune", "train", "evaluate", "compress", "package")  # the order in which a reader follows them
+STAGES = (
+    "collect",
+    "prepare",
+    "tune",
+    "train",
+    "evaluate",
+    "compress",
+    "package",
+)  # the order in which a reader follows them
 TEXTS = 10  # rows whose text is shown, of the gained and of the lost
 
 
