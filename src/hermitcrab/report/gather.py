@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hermitcrab.errors import HermitcrabError
@@ -101,32 +101,41 @@ def _optional(artifact: Artifact, name: str) -> Any:
 
 
 def _value(recipe: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    evaluated, show = artifacts["evaluate"], recipe["report"]["show_text"]
+    comparison = evaluated.read("comparison.json")
+    found = value_of(comparison, evaluated.read("metrics.json"), classes=_optional(evaluated, "classes.json"))
+    if show and (against := found["against"]):
+        found["texts"] = {which: _texts(comparison[which], against, artifacts) for which in ("gained", "lost")}
+    return found
+
+
+def value_of(
+    comparison: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    texts: Mapping[str, Any] | None = None,
+    classes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """comparison.json, each pair with a verdict of its own, and the metrics as a table of models."""
-    evaluated = artifacts["evaluate"]
-    comparison, metrics = evaluated.read("comparison.json"), evaluated.read("metrics.json")
     pairs = [{**p, "verdict": judge(p, False, comparison["confidence"])} for p in comparison["pairs"]]
     models: dict[str, dict[str, Any]] = {}
     for entry in metrics:
         row = models.setdefault(entry["model"], {"model": entry["model"], "n": entry["n"], "figures": {}})
         row["figures"][entry["name"]] = {k: entry[k] for k in ("value", "low", "high", "version", "prompt_digest")}
-    show, against = recipe["report"]["show_text"], _against(comparison, pairs)
     return {
         **comparison,
-        "against": against,
+        "against": _against(comparison),
         "pairs": pairs,
         "metrics": list(dict.fromkeys(entry["name"] for entry in metrics)),
         "models": list(models.values()),
         "split": metrics[0]["split"] if metrics else None,
-        "classes": _optional(evaluated, "classes.json"),
-        "texts": {w: _texts(comparison[w], against, artifacts) for w in ("gained", "lost")}
-        if show and against
-        else None,
+        "classes": classes,
+        "texts": texts,
     }
 
 
-def _against(comparison: Mapping[str, Any], pairs: list[dict[str, Any]]) -> str | None:
+def _against(comparison: Mapping[str, Any]) -> str | None:
     """The model that the verdict is about: the base, or, where nothing was built on, a named baseline."""
-    deciding = {p["b"]: p for p in pairs if p["metric"] == comparison["metric"]}
+    deciding = {p["b"]: p for p in comparison["pairs"] if p["metric"] == comparison["metric"]}
     if "base" in deciding or not deciding:
         return "base" if deciding else None
     gained, lost = len(comparison["gained"]), len(comparison["lost"])
