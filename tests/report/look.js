@@ -83,5 +83,7 @@ for (const svg of document.querySelectorAll("svg")) {
 for (const list of Object.keys(found)) found[list] = [...new Set(found[list])];
 found.lines = lines.length;
 found.width = [document.documentElement.scrollWidth, innerWidth];
-found.sections = [...document.querySelectorAll("section")].filter((s) => s.checkVisibility() && s.offsetHeight > 40).map((s) => s.id);
+const sections = [...document.querySelectorAll("section")], seen = (s) => s.checkVisibility() && s.offsetHeight > 40;
+found.sections = sections.filter(seen).map((s) => s.id);
+found.hidden = sections.filter((s) => !seen(s)).map((s) => s.innerText.slice(0, 40));
 return found;

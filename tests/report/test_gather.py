@@ -26,7 +26,7 @@ def test_facts_are_json_and_hold_what_the_artifacts_say(sample):
 def test_stages_stand_in_the_order_in_which_they_ran(sample):
     record, artifacts = sample().run()
     facts = gather(record, dict(sorted(artifacts.items())))
-    assert list(facts["artifacts"]) == ["collect", "prepare", "train", "evaluate", "compress", "package"]
+    assert list(facts["artifacts"]) == list(artifacts)
     assert [s["stage"] for s in facts["cost"]["stages"]] == list(facts["artifacts"])
 
 
