@@ -84,7 +84,7 @@ def record_of(job: Job, loaded: list[dict[str, Any]]) -> dict[str, Any]:
         "name": part.name,
         "task": part.task,
         "use": part.use,
-        "architecture": base["architecture"],
+        "architecture": base["architecture"] or base["model_type"],
         **{name: training[name] for name in ("template_digest", "preprocessing_digest") if name in training},
         **({"fitted": training["fitted"]} if training["fitted"] else {}),
         **({"choices": part.choices} if part.choices else {}),
