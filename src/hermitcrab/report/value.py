@@ -18,7 +18,7 @@ def value(found: Mapping[str, Any]) -> dict[str, Any]:
     """What the section of a comparison shows; `found` is `value` of `gather`'s facts."""
     name, against = found["metric"], found["against"]
     deciding = [p for p in found["pairs"] if p["metric"] == name]
-    drawn = forest(deciding)
+    drawn = forest(deciding, against)
     ours = deciding[0]["a"] if deciding else "derived"
     return {
         "verdict": found["verdict"],
