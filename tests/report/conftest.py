@@ -261,7 +261,9 @@ class FromScratch(Sample):
             for m in metrics
             if m["model"] in names and m["name"] in METRICS[:4]
         ]
-        comparison = compare(tables, metrics=METRICS[:4], labels=LABELS, resamples=500, base="logistic-regression")
+        comparison = compare(
+            tables, metrics=METRICS[:4], labels=LABELS, resamples=500, base="logistic-regression", prompted=False
+        )
         files = {"metrics.json": metrics, "comparison.json": comparison, "ledger.json": []}
         files["classes.json"] = counted(self.labels, tables, unparsed=self.unparsed)
         self.seal(

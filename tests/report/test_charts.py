@@ -50,13 +50,27 @@ def test_ticks_are_few_apart_and_within(low, width):
 
 
 def test_a_forest_holds_zero_and_every_interval():
-    pairs = [{"low": 0.1, "high": 0.3, "difference": 0.2}, {"low": None, "high": None, "difference": 0.4}]
+    pairs = [
+        {"b": "a", "low": 0.1, "high": 0.3, "difference": 0.2},
+        {"b": "b", "low": None, "high": None, "difference": 0.4},
+    ]
     drawn = forest(pairs)
     low, high = drawn["rows"][0]["line"]
     assert 0 <= drawn["zero"] < low < drawn["rows"][0]["dot"] < high < drawn["rows"][1]["dot"] <= 100
     assert drawn["rows"][1]["line"] is None
     assert drawn["ticks"][0][1] == "0"
     assert drawn["ticks"][1][1].startswith("+")
+
+
+def test_a_hopeless_baseline_does_not_press_the_interval_that_matters_into_a_dot():
+    near, far = (
+        {"b": "rival", "low": 0.006, "high": 0.017, "difference": 0.011},
+        {"b": "majority", "low": 0.74, "high": 0.76, "difference": 0.75},
+    )
+    rival, majority = forest([near, far], "rival")["rows"]
+    assert rival["line"][1] - rival["line"][0] > 50
+    assert majority == {"line": None, "dot": None, "off": 1}
+    assert forest([near, far])["rows"][1]["off"] == 0  # where no pair decides, all are drawn
 
 
 def test_a_sparkline_falls_with_its_values():

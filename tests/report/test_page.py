@@ -144,7 +144,7 @@ def test_a_run_from_scratch_says_that_it_was_built_on_nothing(from_scratch):
     for said in (
         "Better against logistic-regression on the same rows", "nothing: trained from scratch", "committed seed",
         "sha256:" + "7" * 64, "all 109,386 parameters on 300 rows", "right with derived, wrong with logistic-regression",
-        "layers [784, 128, 64, 10]", "600 learnt",
+        "layers [784, 128, 64, 10]", "train rows (600)",
     ):  # fmt: skip
         assert said in text
     assert "parity" not in text

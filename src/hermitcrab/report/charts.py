@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 POINTS = 240  # of a curve; more steps are averaged
+REACH = 6
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -40,18 +41,27 @@ def ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
     return [(i * step, f"{i * step:,.{digits}f}") for i in range(first, last + 1)]
 
 
-def forest(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Differences with their intervals on one scale that holds zero: `{rows: [{line, dot}], zero, ticks}`."""
-    limits = [x for p in pairs for x in (p["low"], p["high"], p["difference"]) if x is not None]
+def forest(pairs: Sequence[Mapping[str, Any]], against: str | None = None) -> dict[str, Any]:
+    """Differences with their intervals on one scale that holds zero: `{rows: [{line, dot, off}], zero, ticks}`.
+
+    The scale is made for the pair `against`: one that lies REACH times as far out is not drawn but pointed at (`off`: -1 or
+    1), or a hopeless baseline would press the interval that matters into a dot.
+    """
+    first = [x for p in pairs if p["b"] == against for x in (p["low"], p["high"]) if x is not None]
+    reach = REACH * max(map(abs, first), default=math.inf) or math.inf
+    off = [0 if abs(p["difference"]) <= reach else 1 if p["difference"] > 0 else -1 for p in pairs]
+    near = [p for p, away in zip(pairs, off, strict=True) if not away]
+    limits = [x for p in near for x in (p["low"], p["high"], p["difference"]) if x is not None]
     low, high = min([0.0, *limits]), max([0.0, *limits])
     place = Scale(low, high)
     return {
         "rows": [
             {
-                "line": None if p["low"] is None or p["high"] is None else (place(p["low"]), place(p["high"])),
-                "dot": place(p["difference"]),
+                "line": None if away or p["low"] is None or p["high"] is None else (place(p["low"]), place(p["high"])),
+                "dot": None if away else place(p["difference"]),
+                "off": away,
             }
-            for p in pairs
+            for p, away in zip(pairs, off, strict=True)
         ],
         "zero": place(0.0),
         "ticks": [(place(at), f"{'+' if at > 0 else ''}{label}" if at else "0") for at, label in ticks(low, high, 4)],

@@ -97,7 +97,7 @@ def base_rows(base: Mapping[str, Any], added: Mapping[str, Any] | None) -> list[
         rows: list[tuple[str, str | None]] = [
             ("base", "nothing: trained from scratch"),
             ("initial weights", initial_weights(added, whole=True)),
-            ("architecture", f"{base['architecture']} ({base['model_type']})"),
+            ("architecture", " ".join(x for x in (base["architecture"], f"({base['model_type']})") if x)),
             ("configuration", _listed(base.get("configuration") or {})),
         ]
     else:
@@ -128,13 +128,14 @@ def added_rows(added: Mapping[str, Any], plan: Mapping[str, Any] | None) -> list
         method = f"LoRA, rank {lora['rank']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}"
     planned = [f"{k} {plan[k]}" for k in ("precision", "attention", "processes") if plan.get(k)] if plan else []
     planned += ["compiled"] if plan and plan.get("compile") else []
+    epochs = f"{added['epochs']:.3g}"
     stopped = "stopped early" if added["stopped"] == "early" else "as planned"
     rows = [
         ("method", method),
         ("trained", f"{trained(added)} on {added['rows']:,} rows"),
         (
             "steps",
-            f"{added['steps']:,} ({added['epochs']:.3g} epoch{'s' if added['epochs'] != 1 else ''}), {stopped}, seed {added['seed']}",
+            f"{added['steps']:,} ({epochs} epoch{'s' if epochs != '1' else ''}), {stopped}, seed {added['seed']}",
         ),
         (
             "loss",

@@ -18,12 +18,12 @@ def value(found: Mapping[str, Any]) -> dict[str, Any]:
     """What the section of a comparison shows; `found` is `value` of `gather`'s facts."""
     name, against = found["metric"], found["against"]
     deciding = [p for p in found["pairs"] if p["metric"] == name]
-    drawn = forest(deciding)
+    drawn = forest(deciding, against)
     ours = deciding[0]["a"] if deciding else "derived"
     return {
         "verdict": found["verdict"],
         "tone": TONES[found["verdict"]],
-        "against": f"{against} {alike(found, ours, against)}" if against else "",
+        "against": f"{against} {alike(found)}" if against else "",
         "other": against or "the base",
         "second": second_verdict(found),
         "ours": ours,
@@ -85,11 +85,10 @@ def misses_zero(pair: Mapping[str, Any]) -> bool:
     return None not in (pair["low"], pair["high"]) and not pair["low"] <= 0 <= pair["high"]
 
 
-def alike(found: Mapping[str, Any], ours: str, other: str) -> str:
-    """What both models were given alike: the prompts, where both have the same; else the rows."""
-    asked = {row["model"]: {f["prompt_digest"] for f in row["figures"].values()} - {None} for row in found["models"]}
-    same = asked.get(ours) and asked.get(ours) == asked.get(other)
-    return "under the same prompt" if same else "on the same rows"
+def alike(found: Mapping[str, Any]) -> str:
+    """What both models were given alike, in the words of the sentence below."""
+    same = "under the same prompt"
+    return same if same in found["sentence"] else "on the same rows"
 
 
 def second_verdict(found: Mapping[str, Any]) -> dict[str, str] | None:

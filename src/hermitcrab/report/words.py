@@ -104,7 +104,7 @@ def untouched(entry: Mapping[str, Any]) -> bool:
 def kept_but(entry: Mapping[str, Any]) -> str:
     """What was kept, but not as it came; of tokens, also how many are learnt."""
     told = [reasons(entry["changed"])] if entry["changed"] else []
-    if "learnt" in entry:
+    if entry.get("learnt", entry["kept"]) != entry["kept"]:
         told.append(f"{entry['learnt']:,} learnt")
     if "end_learnt_share" in entry:
         told.append(f"{entry['end_learnt_share']:.0%} of {entry['examples_kept']:,} examples learn their end")
