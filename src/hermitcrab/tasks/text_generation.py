@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from hermitcrab.data.ledger import Ledger
@@ -27,6 +26,7 @@ from hermitcrab.models.load import init_model, load_model
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Train
 from hermitcrab.tasks import Loss, Start
+from hermitcrab.tasks.cross_entropy import summed_cross_entropy
 from hermitcrab.tasks.encoding import Encoder, conversation, load_encoder
 
 # What a merge or a compression is compared on: sentences of our own, so that no row of anybody's data enters a package.
@@ -176,7 +176,7 @@ class TextGeneration:
         wanted_BL = (batch.labels_BL != IGNORE).to(device)
         target_N = batch.labels_BL.to(device)[wanted_BL]
         logits_NV = self.logits(model, batch.ids_BL.to(device), batch.positions_BL.to(device), wanted_BL)
-        return Loss(F.cross_entropy(logits_NV.float(), target_N, reduction="sum"), target_N.numel())
+        return Loss(summed_cross_entropy(logits_NV, target_N), target_N.numel())
 
     def logits(self, model: nn.Module, ids_BL: torch.Tensor, positions_BL: torch.Tensor,
                wanted_BL: torch.Tensor) -> torch.Tensor:  # fmt: skip
