@@ -25,7 +25,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return losses_N.sum(dtype=torch.float64).float()
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:
         logits_NV, target_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
         for part, target in _slices(logits_NV, target_N):

@@ -31,7 +31,7 @@ class _Adapted(torch.autograd.Function):
         return y_MO.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_MI, h_MR, W_OI, A, B = ctx.saved_tensors
         dy_MO = dy.reshape(-1, dy.shape[-1])
         dh_MR = dy_MO @ B
