@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from _measure import Clock, tell
 
 from hermitcrab.models.base import describe
@@ -20,6 +22,17 @@ from hermitcrab.recipe import Base, Train
 from hermitcrab.references import resolve
 from hermitcrab.store import Store, process_cpu, write_json
 from hermitcrab.train.session import Session
+
+
+def matmul_peak(slices: int = 6) -> float:
+    """FLOP a CPU-second of a bfloat16 product of 2048 x 2048 matrices: the best of `slices`."""
+    a, b = (torch.randn(2048, 2048).to(torch.bfloat16) for _ in range(2))
+    best = 0.0
+    for _ in range(slices + 1):
+        began = time.process_time()
+        torch.mm(a, b)
+        best = max(best, 2 * 2048**3 / (time.process_time() - began))
+    return best
 
 
 class Watched:
@@ -61,17 +74,20 @@ def main(job: dict[str, Any]) -> None:
         began = process_cpu()
         plan, model = session.plan(1)
         plan.threads = job.get("threads", 1)
+        torch.set_num_threads(plan.threads)
+        peak = matmul_peak() if job.get("peak") else 0.0
         clock = Clock()
         session.task = watched = Watched(session.task, clock)
         model = session.ready(model, plan)
         ready = process_cpu() - began
         state = session.fit(model, plan)
+        peak = max(peak, matmul_peak()) if job.get("peak") else 0.0
     warm, steps = job["warm"], clock.steps()
     labels = watched.counts[warm : len(steps)]
     tell(
         rate=sum(labels) / sum(steps[warm:]), seconds=sum(steps[warm:]), labels=sum(labels), steps=len(labels),
         fill=session.ledger[0]["fill"], warm_seconds=sum(steps[:warm]), plan_seconds=ready, first=state.loss_first,
-        last=state.loss_last, plan=plan.as_json(),
+        last=state.loss_last, peak=peak, plan=plan.as_json(),
     )  # fmt: skip
 
 
