@@ -147,7 +147,9 @@ def try_compile(plan: Plan, wanted: str, batch: Callable[[], object], compile: C
     plan.batch_seconds = {"eager": eager, "compiled": compiled}
     told = f"a micro-batch takes {compiled:.3g} CPU-s, eager {eager:.3g}; compiling took {plan.first_batch_seconds:.3g}"
     if compiled < eager:
-        told += f", paid back after {math.ceil(plan.first_batch_seconds / (eager - compiled)):,} micro-batches"
+        told += (
+            f", paid back after {math.ceil((plan.first_batch_seconds - compiled) / (eager - compiled)):,} micro-batches"
+        )
     elif wanted == "auto":
         plan.compile, told = False, f"no gain: {told}"
     plan.why["compile"] = told if wanted == "auto" else f"as the recipe says; {told}"
