@@ -29,7 +29,7 @@ from hermitcrab.recipe import Train
 from hermitcrab.train import checkpoint
 from hermitcrab.train.plan import Plan
 
-LOGGED = 1000  # lines of the log, about as many at most: a small model's step is shorter than telling of it
+LOGGED = 200  # lines of the log, about as many at most: a small model's step is shorter than telling of it
 SHOWN_EVERY = 0.25  # seconds between points in TensorBoard, which costs half a millisecond each
 
 
