@@ -33,7 +33,7 @@ def init_verb(args: argparse.Namespace) -> Answer:
 def run_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.report.gather import gather
     from hermitcrab.report.terminal import render
-    from hermitcrab.run import find_run
+    from hermitcrab.pipeline import find_run
 
     run = _open_run(args)
     told = run.execute(args.key)
@@ -43,7 +43,7 @@ def run_verb(args: argparse.Namespace) -> Answer:
 def plan_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.estimate import shortage
     from hermitcrab.report.terminal import render_plan
-    from hermitcrab.run import plan
+    from hermitcrab.pipeline import plan
 
     run = _open_run(args)
     rows = plan(run)
@@ -71,7 +71,7 @@ def show_verb(args: argparse.Namespace) -> Answer:
         return package, lambda: render_package(target, package), 0
     from hermitcrab.report.gather import gather
     from hermitcrab.report.terminal import render
-    from hermitcrab.run import find_run
+    from hermitcrab.pipeline import find_run
 
     name = read_json(target / "run.json")["name"] if (target / "run.json").is_file() else args.what
     facts = gather(*find_run(name, Store(args.store)))
@@ -101,7 +101,7 @@ def verify_verb(args: argparse.Namespace) -> Answer:
 
     found = verify(args.folder, args.key)
     if args.recompute and found.ok:
-        from hermitcrab.run import recompute_parity
+        from hermitcrab.pipeline import recompute_parity
         from hermitcrab.store import Store
 
         recompute_parity(args.folder, args.base, Store(args.store), found)
@@ -156,7 +156,7 @@ def doctor_verb(args: argparse.Namespace) -> Answer:
 
 def _open_run(args: argparse.Namespace) -> Any:
     from hermitcrab.recipe import load
-    from hermitcrab.run import Run
+    from hermitcrab.pipeline import Run
     from hermitcrab.store import Store
 
     return Run(load(args.recipe, args.overrides), Store(args.store), Path(args.runs))

@@ -20,7 +20,7 @@ from tiny import RECIPE, question_rows, write_project
 from hermitcrab import recipe as recipes
 from hermitcrab.cli import main
 from hermitcrab.recipe import Part
-from hermitcrab.run import ORDER, Run, find_run
+from hermitcrab.pipeline import ORDER, Run, find_run
 from hermitcrab.store import Store, read_json
 
 
