@@ -19,8 +19,8 @@ from tiny import RECIPE, question_rows, write_project
 
 from hermitcrab import recipe as recipes
 from hermitcrab.cli import main
-from hermitcrab.recipe import Part
 from hermitcrab.pipeline import ORDER, Run, find_run
+from hermitcrab.recipe import Part
 from hermitcrab.store import Store, read_json
 
 

@@ -31,9 +31,9 @@ def init_verb(args: argparse.Namespace) -> Answer:
 
 
 def run_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.pipeline import find_run
     from hermitcrab.report.gather import gather
     from hermitcrab.report.terminal import render
-    from hermitcrab.pipeline import find_run
 
     run = _open_run(args)
     told = run.execute(args.key)
@@ -42,8 +42,8 @@ def run_verb(args: argparse.Namespace) -> Answer:
 
 def plan_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.estimate import shortage
-    from hermitcrab.report.terminal import render_plan
     from hermitcrab.pipeline import plan
+    from hermitcrab.report.terminal import render_plan
 
     run = _open_run(args)
     rows = plan(run)
@@ -69,9 +69,9 @@ def show_verb(args: argparse.Namespace) -> Answer:
 
         package = read_json(target / "hermitcrab.json")
         return package, lambda: render_package(target, package), 0
+    from hermitcrab.pipeline import find_run
     from hermitcrab.report.gather import gather
     from hermitcrab.report.terminal import render
-    from hermitcrab.pipeline import find_run
 
     name = read_json(target / "run.json")["name"] if (target / "run.json").is_file() else args.what
     facts = gather(*find_run(name, Store(args.store)))
@@ -155,8 +155,8 @@ def doctor_verb(args: argparse.Namespace) -> Answer:
 
 
 def _open_run(args: argparse.Namespace) -> Any:
-    from hermitcrab.recipe import load
     from hermitcrab.pipeline import Run
+    from hermitcrab.recipe import load
     from hermitcrab.store import Store
 
     return Run(load(args.recipe, args.overrides), Store(args.store), Path(args.runs))

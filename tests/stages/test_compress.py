@@ -16,8 +16,8 @@ from hermitcrab.digest import digest_file, tree_files
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.estimate import BITS
 from hermitcrab.models.formats import gguf_writer
-from hermitcrab.recipe import Compress, load, parse
 from hermitcrab.pipeline import Run, find_run, plan, stage_named
+from hermitcrab.recipe import Compress, load, parse
 from hermitcrab.stages.compress import check_base, check_distance, check_inputs, slice_of
 from hermitcrab.store import Store, read_json
 
