@@ -225,7 +225,7 @@ class Run:
             say(f"smallest effect that {rows:,} test rows could show: {effect['difference']:.3f} ({effect['assumes']})")
 
     def lay_out(self, key_file: Path | None) -> dict[str, Any]:
-        from hermitcrab.report.gather import gather
+        from hermitcrab.report.gather import gather, profile
         from hermitcrab.report.page import write_page
 
         record = {
@@ -244,6 +244,7 @@ class Run:
             "reused": self.reused,
             "report": str(self.folder / "report.html"),
             "package": str(self.folder / "package"),
+            **({"profile": found} if (found := profile(self.artifacts["train"])) else {}),
         }
 
 

@@ -151,6 +151,12 @@ class Train(Part):
     """Stop after so many validations without a better loss, and keep the best weights."""
     checkpoint_every: Count = 50
     """Steps between checkpoints."""
+    profile: bool = False
+    """Record what the operators of a few steps cost, as a trace that TensorBoard opens. Changes nothing of the result."""
+
+    def unprofiled(self) -> Train:
+        """As it stands in the keys of later stages: a profile has the training run again, and nothing after it."""
+        return self.model_copy(update={"profile": False})
 
     @model_validator(mode="after")
     def _patience_needs_validation(self) -> Train:

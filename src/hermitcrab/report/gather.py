@@ -45,6 +45,7 @@ def gather(run: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[st
             "compressed": artifacts["compress"].read("compression.json") if "compress" in artifacts else [],
             "ledger": _ledger(artifacts),
             "curve": _curve(trained) if trained else None,
+            "profile": profile(trained) if trained else None,
             "cost": _cost(facts, run.get("reused", [])),
             "environment": next((f["environment"] for f in reversed(facts.values()) if "environment" in f), None),
             "artifacts": {stage: artifact.digest for stage, artifact in artifacts.items()},
@@ -90,6 +91,12 @@ def _value(recipe: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict
         "split": metrics[0]["split"] if metrics else None,
         "texts": {which: _texts(comparison[which], artifacts) for which in ("gained", "lost")} if show else None,
     }
+
+
+def profile(trained: Artifact) -> dict[str, Any] | None:
+    """Where the traces of a profiled training lie, beside its TensorBoard logs."""
+    told = trained.facts.get("profile")
+    return {"folder": str(trained.path / "facts" / told["folder"]), "files": told["files"]} if told else None
 
 
 def _texts(row_ids: list[str], artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:

@@ -40,6 +40,9 @@ def render(facts: Mapping[str, Any]) -> str:
             *_ledger(facts["ledger"]),
             ("cost", _cost(facts["cost"])),
         ]))  # fmt: skip
+    if profile := facts["profile"]:
+        where, names = _near(Path(profile["folder"])), ", ".join(profile["files"])
+        parts.append(f"profile {where}: {names}\n        tensorboard --logdir {where}, or chrome://tracing")
     folder = _near(Path(facts["folder"]))
     parts.append(
         f"report  {folder / 'report.html'}\nverify  crab verify {folder / 'package'}"

@@ -44,7 +44,7 @@ def slice_of(recipe: Recipe) -> EvaluateSlice:
         raise UsageError(
             f"evaluate.metrics: without choices expected one of: {', '.join(fit)}. Received: {part.metrics}"
         )
-    return EvaluateSlice(task=recipe.task, train=recipe.train, evaluate=part)
+    return EvaluateSlice(task=recipe.task, train=recipe.train.unprofiled(), evaluate=part)
 
 
 def check_rows(part: Evaluate, prepared: Artifact) -> None:

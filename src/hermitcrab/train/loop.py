@@ -27,6 +27,7 @@ from hermitcrab.progress import Progress, progress
 from hermitcrab.recipe import Train
 from hermitcrab.train import checkpoint
 from hermitcrab.train.plan import Plan
+from hermitcrab.train.profiling import Profiler, profiled
 
 
 @dataclass
@@ -111,6 +112,7 @@ class Fit:
         self.model = nn.parallel.DistributedDataParallel(model) if self.ranks.world > 1 else model
         self.optimizer = make_optimizer(model, part)
         self.state = State()
+        self.profiler = Profiler()
         self.device = next(model.parameters()).device
 
     def run(self, mark: Callable[[], None] = lambda: None) -> State:
@@ -120,7 +122,11 @@ class Fit:
         state, steps = self.state, self.plan.steps
         log = self._open_log() if self.ranks.rank == 0 else None
         board = self._open_board() if self.ranks.rank == 0 else None
-        with progress("train", steps, "steps", state.step) as bar:
+        with (
+            progress("train", steps, "steps", state.step) as bar,
+            profiled(self.part.profile, self.folder / "tensorboard", state.step, steps, self.part.accumulate,
+                     self.ranks.rank) as self.profiler,
+        ):  # fmt: skip
             self._steps(log, board, bar, mark)
         if self.part.patience is not None and state.best_step is not None:
             checkpoint.load_learnt(self.folder / "best.safetensors", self.module)
@@ -147,6 +153,7 @@ class Fit:
                 self._save()
                 mark()
             bar.add(1, f"loss {told['loss']:.3f}")
+            self.profiler.step()
 
     def _step(self, step: int) -> dict[str, Any]:
         part, ranks = self.part, self.ranks
