@@ -6,14 +6,26 @@ name. Each nested part is owned by the stage that reads it; every field is read 
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from hermitcrab.errors import UsageError, did_you_mean
 
@@ -198,6 +210,86 @@ class Evaluate(Part):
         return self
 
 
+UNSEARCHED = ("train.checkpoint_every", "train.profile")  # they change nothing of the result
+COUNTED = ("train.sequence_length", "train.truncate", "train.template")  # they change what the loss is counted over
+LARGEST_SEARCH = 256  # settings, where `trials` names no number
+
+
+def searchable(part: type[Part] | None = None, path: str = "train") -> dict[str, Any]:
+    """Dotted path → type of every key that `tune` may search over: what one training differs from another by."""
+    found: dict[str, Any] = {}
+    for name, field in (part or Train).model_fields.items():
+        if inner := next(iter(_parts_in(field.annotation)), None):
+            found |= searchable(inner, f"{path}.{name}")
+        elif f"{path}.{name}" not in UNSEARCHED:
+            found[f"{path}.{name}"] = (
+                Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            )
+    return found
+
+
+def _wrong(path: Sequence[str], message: str) -> PydanticCustomError:
+    """What is wrong with the key at `path`, as a sentence of its own."""
+    return PydanticCustomError("recipe", "{message}", {"message": message, "path": list(path)})
+
+
+def _search_schema(schema: dict[str, Any]) -> None:
+    """For editors: the keys that may be searched over, each with a list of what its field takes."""
+    schema["additionalProperties"] = False
+    for path, kind in searchable().items():
+        items = TypeAdapter(kind).json_schema()
+        schema["properties"][path] = {"type": "array", "items": items, "minItems": 1, "uniqueItems": True}
+
+
+class Tune(Part):
+    """A search over a few values, on validation rows alone: keys of `train` by their dotted path, each with a list of values."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra=_search_schema)
+    __pydantic_extra__: dict[str, list[Any]]
+
+    metric: Literal["loss", Metric] = "loss"
+    """What is best, on validation rows: the loss of the training itself, or a metric of answers."""
+    trials: Count | None = None
+    """Try only so many settings, drawn from all combinations; null: all of them."""
+    seed: Seed = 0
+    """Of that draw."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, value: Any) -> Any:
+        known = searchable()
+        for key, values in value.items() if isinstance(value, dict) else ():
+            if key in cls.model_fields:
+                continue
+            if key not in known:
+                raise _wrong(("tune", key), f"tune has no key `{key}`{_searched_instead(str(key), known)}")
+            if not isinstance(values, list) or not values:
+                raise _wrong(("tune", key), f"tune.{key}: expected a list of values to try. Received: {values!r}")
+        return value
+
+    @property
+    def values(self) -> dict[str, list[Any]]:
+        """Dotted path → the values to try, in the recipe's order."""
+        return self.model_extra or {}
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Every setting to try: combinations in the order of the recipe, the last key changing first."""
+        every = [dict(zip(self.values, row, strict=True)) for row in itertools.product(*self.values.values())]
+        if self.trials is None:
+            return every
+        chosen = sorted(random.Random(self.seed).sample(range(len(every)), self.trials))
+        return [every[i] for i in chosen]
+
+
+def _searched_instead(key: str, known: Mapping[str, Any]) -> str:
+    """What follows `tune has no key …`."""
+    if key in UNSEARCHED:
+        return ", for it changes nothing of the result"
+    if "." in key and not key.startswith("train."):
+        return ": only keys of train are searched over, for every trial has the same data and the same evaluation"
+    return did_you_mean(key, known if "." in key else [*Tune.model_fields, *known])
+
+
 class Compress(Part):
     gguf: list[GgufType] = []
     """Also ship the model as GGUF in these types, each compared with the uncompressed model. Empty: none."""
@@ -238,12 +330,70 @@ class Recipe(Part):
     """What the result is for; a license that forbids it is shown before anything runs."""
     base: Base
     data: Data
+    tune: Tune | None = None
+    """Search over a few values of `train` first; the best setting is the one that is trained, evaluated and shipped."""
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     compress: Compress = Compress()
     package: Package = Package()
     report: Report = Report()
     cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _search_is_sound(self) -> Recipe:
+        if self.tune is None:
+            return self
+        if not self.tune.values:
+            raise _wrong(
+                ("tune",), "tune names no key to search over; expected such as train.learning_rate: [1e-4, 5e-4]"
+            )
+        known, size = searchable(), 1
+        for path, values in self.tune.values.items():
+            taken: list[Any] = []
+            for value in values:
+                try:
+                    found = TypeAdapter(known[path]).validate_python(value, strict=True)
+                except ValidationError as error:
+                    raise _wrong(("tune", path), f"tune.{path}: {_first_line(error)}. Received: {value!r}") from error
+                if found in taken:
+                    raise _wrong(("tune", path), f"tune.{path}: {value!r} is given twice. Received: {values}")
+                taken.append(found)
+            size *= len(values)
+        if self.tune.metric == "loss" and (moved := [path for path in self.tune.values if path in COUNTED]):
+            raise _wrong(("tune", moved[0]), f"tune.{moved[0]} changes what the loss is counted over, so losses cannot be "
+                         "compared; set tune.metric to a metric of answers")  # fmt: skip
+        if size == 1:
+            raise _wrong(("tune",), "tune has one setting, and a search needs two; give a key several values")
+        if self.tune.trials is not None and self.tune.trials > size:
+            raise _wrong(("tune", "trials"), f"tune.trials asks for {self.tune.trials:,} settings; there are {size:,}")
+        if self.tune.trials is None and size > LARGEST_SEARCH:
+            raise _wrong(("tune",), f"tune has {size:,} settings; set tune.trials to say how many of them are tried")
+        for settings in self.tune.settings():
+            self.with_settings(settings)
+        return self
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
+        """This recipe with keys of `train` set by their dotted path.
+
+        Raises:
+            PydanticCustomError: a value that its field does not take, or that does not go with the others.
+        """
+        train = self.train.model_dump()
+        for path, value in settings.items():
+            _, *parents, last = path.split(".")
+            here = train
+            for step in parents:
+                here = here[step]
+            here[last] = value
+        try:
+            return self.model_copy(update={"train": Train.model_validate(train)})
+        except ValidationError as error:
+            said = ", ".join(f"{path}={value!r}" for path, value in settings.items())
+            raise _wrong(("tune", next(iter(settings))), f"tune: {said}: {_first_line(error)}") from error
+
+
+def _first_line(error: ValidationError) -> str:
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 class _Loader(yaml.SafeLoader):
@@ -335,6 +485,7 @@ def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
             or re.fullmatch(r"[A-Za-z0-9_-]+", s)
             or (i == last and item["type"] == "extra_forbidden")
         ]
+        path += item.get("ctx", {}).get("path", [])[len(path) :] if item["type"] == "recipe" else []
         words = ".".join(str(s) for s in path if not isinstance(s, int))
         where = f"{file}:{_line_of(node, path)}"
         if item["type"] == "extra_forbidden":
@@ -342,6 +493,8 @@ def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
             lines.append(
                 f"{where}: {parent} has no key `{path[-1]}`{did_you_mean(str(path[-1]), fields_at(path[:-1]))}"
             )
+        elif item["type"] == "recipe":
+            lines.append(f"{where}: {item['msg']}")
         elif item["type"] == "missing":
             lines.append(f"{where}: {words} is missing")
         else:
@@ -384,6 +537,8 @@ def _override(recipe: dict[str, Any], text: str) -> str:
     if not equals:
         raise UsageError(f"`{text}` is no override; expected key=value, such as train.epochs=2")
     *parents, last = path.split(".")
+    if parents[:1] == ["tune"]:  # the keys of a search are dotted paths themselves
+        parents, last = ["tune"], path.removeprefix("tune.")
     here = recipe
     for i, step in enumerate(parents):
         if step not in fields_at(parents[:i]):
@@ -395,7 +550,10 @@ def _override(recipe: dict[str, Any], text: str) -> str:
             raise UsageError(f"{text}: `{'.'.join(parents[: i + 1])}` is a list here and cannot be set by key")
         here = inner
     known = fields_at(parents)
-    if known and last not in known:
+    if parents == ["tune"]:
+        if last not in (*known, *searchable()):
+            raise UsageError(f"{text}: tune has no key `{last}`{_searched_instead(last, searchable())}")
+    elif known and last not in known:
         raise UsageError(f"{text}: {'.'.join(parents) or 'the recipe'} has no key `{last}`{did_you_mean(last, known)}")
     try:
         here[last] = yaml.load(raw, Loader=_Loader)
