@@ -21,7 +21,7 @@ from tiny import RECIPE, write_project
 from hermitcrab.digest import digest_file, tree_files
 from hermitcrab.store import read_json
 
-STAGES = ("collect", "prepare", "train", "evaluate", "compress", "package")
+STAGES = ("collect", "prepare", "tune", "train", "evaluate", "compress", "package")
 KILLS = 4  # in each stage
 COMPRESS = "compress: {gguf: [Q8_0, Q4_0], rows: 16}\n"
 
@@ -87,7 +87,15 @@ def test_kills_over_all_stages_change_no_digest(tmp_path):
         (tmp_path / name / "key.pem").write_bytes((tmp_path / "key.pem").read_bytes())
     finish(tmp_path / "calm")
     project, kills = tmp_path / "killed", 0
-    spans = {"collect": 0.3, "prepare": 0.2, "train": 5.0, "evaluate": 4.0, "compress": 4.0, "package": 0.5}
+    spans = {
+        "collect": 0.3,
+        "prepare": 0.2,
+        "tune": 0.1,
+        "train": 5.0,
+        "evaluate": 4.0,
+        "compress": 4.0,
+        "package": 0.5,
+    }
     for stage in STAGES:
         for turn in range(KILLS):
             number = signal.SIGINT if turn == 0 else signal.SIGKILL

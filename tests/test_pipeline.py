@@ -64,7 +64,7 @@ def test_a_second_run_reuses_every_stage_and_says_one_object(here, capsys):
 def test_a_changed_key_runs_only_what_reads_it(here, capsys):
     status, out, _ = crab("run", "small.yaml", "evaluate.seed=1", "--json", capsys=capsys)
     assert status == 0
-    assert json.loads(out)["reused"] == ["collect", "prepare", "train"]
+    assert json.loads(out)["reused"] == ["collect", "prepare", "tune", "train"]
 
 
 def test_changed_data_is_noticed(here, capsys):
@@ -133,7 +133,7 @@ def test_gc_after_a_kill_keeps_what_the_run_had_made(here, capsys, monkeypatch):
     assert crab("run", "small.yaml", "name=fresh", capsys=capsys)[0] == 1
     kept = len(list((here / ".crab/store/artifacts").iterdir()))
     assert json.loads(crab("gc", "--json", capsys=capsys)[1])["removed"] == []
-    assert len(list((here / ".crab/store/artifacts").iterdir())) == kept == len(ORDER) + 2
+    assert len(list((here / ".crab/store/artifacts").iterdir())) == kept == len(ORDER) + 3
     assert len(list((here / ".crab/store/drafts").iterdir())) == 1
     monkeypatch.undo()
     monkeypatch.chdir(here)
@@ -141,7 +141,7 @@ def test_gc_after_a_kill_keeps_what_the_run_had_made(here, capsys, monkeypatch):
     assert crab("show", "fresh", capsys=capsys)[0] == 1
     status, out, _ = crab("run", "small.yaml", "name=fresh", "--json", capsys=capsys)
     assert status == 0
-    assert json.loads(out)["reused"] == ["collect", "prepare"]
+    assert json.loads(out)["reused"] == ["collect", "prepare", "tune"]
 
 
 def test_a_copied_project_is_a_project_of_its_own(here, capsys):

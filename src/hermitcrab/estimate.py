@@ -9,15 +9,16 @@ Formulas, with P parameters, T tokens a micro-batch, t tokens in all:
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hermitcrab.recipe import Recipe
+from hermitcrab.recipe import Recipe, Train
 from hermitcrab.references import Resolved
 from hermitcrab.store import Artifact
 
@@ -37,6 +38,7 @@ TOKEN_BYTES = 4.0  # of text, for English; fewer for Chinese, so times for it ar
 EFFICIENCY = 0.5
 
 
+@functools.cache
 def float32_rate() -> float:
     """Floating-point operations a second of a matrix product, all threads."""
     a = np.ones((1024, 1024), np.float32)
@@ -66,18 +68,26 @@ def estimate(
     )
     # A table is looked up, and the head is computed only where a label is: neither costs much.
     working = max(parameters - shape["vocab_size"] * hidden, parameters // 4) if base["shape"] else parameters
-    tokens = min(rows["train"], recipe.data.take or rows["train"]) * rows["tokens"] * recipe.train.epochs
     rate = float32_rate() * (2 if _has_bfloat16() else 1) * EFFICIENCY
-    lora = recipe.train.method == "lora"
-    micro = recipe.train.batch_size * recipe.train.sequence_length
-    activations = 34 * micro * hidden * layers + 6 * micro * recipe.train.sequence_length * heads * layers
-    if recipe.train.steps:
-        tokens = recipe.train.steps * micro * recipe.train.accumulate
-    final = 2 if recipe.train.final_dtype == "bfloat16" else 4
+
+    def training(part: Train) -> dict[str, float]:
+        """One training with these settings."""
+        lora, micro = part.method == "lora", part.batch_size * part.sequence_length
+        tokens = min(rows["train"], recipe.data.take or rows["train"]) * rows["tokens"] * part.epochs
+        if part.steps:
+            tokens = part.steps * micro * part.accumulate
+        activations = 34 * micro * hidden * layers + 6 * micro * part.sequence_length * heads * layers
+        weights = max(6 * parameters, 2 * parameters + activations) if lora else 16 * parameters + activations
+        return {
+            "seconds": (4 if lora else 6) * working * tokens / rate,
+            "memory": weights + RUNTIME,
+            "disk": (2 if part.final_dtype == "bfloat16" else 4) * parameters * 1.1,
+        }
+
+    trained = training(recipe.train)
     passes = 2 + (recipe.evaluate.few_shot > 0)
     asked = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * rows["asked"] * passes
-    weights = max(6 * parameters, 2 * parameters + activations) if lora else 16 * parameters + activations
-    shipped = final * parameters * 1.1
+    shipped = trained["disk"]
     text = rows["bytes"]
     types = recipe.compress.gguf
     compressed = sum(BITS[kind] for kind in types) / 8 * parameters
@@ -85,11 +95,8 @@ def estimate(
     return {
         "collect": {"seconds": 1 + text / READ, "memory": 200 << 20, "disk": text},
         "prepare": {"seconds": 1 + text / READ, "memory": (200 << 20) + 8 * text, "disk": text},
-        "train": {
-            "seconds": (4 if lora else 6) * working * tokens / rate,
-            "memory": weights + RUNTIME,
-            "disk": shipped,
-        },
+        "tune": _search(recipe, training, 2 * working * rows["validation"] * rows["asked"] / rate),
+        "train": trained,
         "evaluate": {
             "seconds": 2 * working * asked / rate,
             "memory": 4 * parameters + RUNTIME,
@@ -101,6 +108,19 @@ def estimate(
             "disk": compressed,
         },
         "package": {"seconds": 2.0, "memory": 200 << 20, "disk": 2 * (shipped + compressed)},
+    }
+
+
+def _search(recipe: Recipe, training: Callable[[Train], dict[str, float]], asking: float) -> dict[str, float]:
+    """All trials of a search, each trained and, where a metric of answers decides, asked the validation rows."""
+    if recipe.tune is None:
+        return {"seconds": 0.0, "memory": 1 << 20, "disk": 0.0}
+    trials = [training(recipe.with_settings(settings).train) for settings in recipe.tune.settings()]
+    asked = 0.0 if recipe.tune.metric == "loss" else asking
+    return {
+        "seconds": sum(trial["seconds"] + asked for trial in trials),
+        "memory": max(trial["memory"] for trial in trials),
+        "disk": sum(trial["disk"] for trial in trials),
     }
 
 

@@ -39,6 +39,7 @@ def gather(run: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[st
             "base": collected.read("base.json") if collected else None,
             "data": collected.read("sources.json") if collected else [],
             "license": artifacts["package"].read("hermitcrab.json")["license"] if "package" in artifacts else None,
+            "trials": artifacts["tune"].read("trials.json") if "tune" in artifacts else [],
             "added": _added(run["recipe"], artifacts["prepare"], trained) if trained else None,
             "plan": facts["train"].get("plan") if trained else None,
             "value": _value(run["recipe"], artifacts) if "evaluate" in artifacts else None,

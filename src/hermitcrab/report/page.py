@@ -56,6 +56,7 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "license": facts["license"],
         "added": added_rows(facts["added"], facts["plan"]) if facts["added"] else [],
+        "searched": searched(facts["trials"]) if facts["trials"] else None,
         "compressed": [compressed_row(entry) for entry in facts["compressed"]],
         "ledger": [
             [
@@ -148,6 +149,27 @@ def added_rows(added: Mapping[str, Any], plan: Mapping[str, Any] | None) -> list
         ("initialization", added.get("init_commitment")),
     ]
     return [(name, text) for name, text in rows if text]
+
+
+def searched(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that were tried, their figures on validation rows, and what that figure is."""
+    paths, first = list(trials[0]["settings"]), trials[0]
+    return {
+        "head": [*paths, first["name"], "interval", ""],
+        "figures": list(range(len(paths) + 1)),
+        "rows": [
+            [
+                *(str(trial["settings"][path]) for path in paths),
+                words.number(trial["value"], 4),
+                words.narrow_interval(trial["low"], trial["high"]) if trial["low"] is not None else "",
+                words.fate(trial),
+            ]
+            for trial in trials
+        ],
+        "said": f"{len(trials):,} settings were trained and compared by {first['name']} ({first['best']} is best) on "
+        f"{first['n']:,} validation rows. The test rows were opened once, for the chosen one; its figure here is the best of "
+        "several and flatters it.",
+    }
 
 
 def compressed_row(entry: Mapping[str, Any]) -> list[str]:

@@ -29,6 +29,8 @@ def render(facts: Mapping[str, Any]) -> str:
     if facts["value"]:
         parts.append(_wrap(facts["value"]["sentence"]))
         parts.append(_models(facts["value"]))
+    if facts["trials"]:
+        parts.append(render_trials(facts["trials"]))
     if facts["compressed"]:
         parts.append(_compressed(facts["compressed"]))
     if base := facts["base"]:
@@ -74,6 +76,18 @@ def _models(value: Mapping[str, Any]) -> str:
         rows,
         right=(1, 4, 5, 6),
     )
+
+
+def render_trials(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Every setting that was tried, with its figure on validation rows."""
+    paths, first = list(trials[0]["settings"]), trials[0]
+    rows = [
+        [*(str(trial["settings"][path]) for path in paths), words.number(trial["value"], 4),
+         words.narrow_interval(trial["low"], trial["high"]) if trial["low"] is not None else "", words.fate(trial)]
+        for trial in trials
+    ]  # fmt: skip
+    head = [*paths, f"{first['name']}, {first['n']:,} validation rows", "interval", ""]
+    return _table(head, rows, right=(*range(len(paths)), len(paths)))
 
 
 def _compressed(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -126,7 +140,7 @@ def _cost(cost: Mapping[str, Any]) -> str:
 def render_plan(rows: Sequence[Mapping[str, Any]]) -> str:
     """What would run or be reused, with what it needs."""
     table = []
-    for row in rows:
+    for row in [part for stage in rows for part in (stage, *_trials_of(stage))]:
         needs = row["needs"]
         table.append([
             row["stage"], row["action"],
@@ -136,6 +150,14 @@ def render_plan(rows: Sequence[Mapping[str, Any]]) -> str:
             row.get("digest", row.get("why", "")),
         ])  # fmt: skip
     return _table(["stage", "would", "time", "memory", "disk", ""], table, right=(2, 3, 4))
+
+
+def _trials_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trials of a search as rows below its own."""
+    return [
+        {**trial, "stage": "  " + ", ".join(f"{path} {value}" for path, value in trial["settings"].items())}
+        for trial in row.get("trials", ())
+    ]
 
 
 def render_package(folder: Path, package: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from hermitcrab.data.packing import step_rows
-from hermitcrab.errors import HermitcrabError
+from hermitcrab.errors import Diverged, HermitcrabError
 from hermitcrab.progress import Progress, progress
 from hermitcrab.recipe import Train
 from hermitcrab.train import checkpoint
@@ -177,13 +177,13 @@ class Fit:
                     loss = self.task.loss(self.model, batch)
                 value = float(loss.sum.detach())
                 if not math.isfinite(value):
-                    raise HermitcrabError(self._not_finite(step, number, shares[number], f"loss is {value}"))
+                    raise Diverged(self._not_finite(step, number, shares[number], f"loss is {value}"))
                 loss_sum += value
                 (loss.sum * (ranks.world / total)).backward()  # DDP averages over ranks; the sum is what we mean
         norm = float(nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad],
                                               part.clip_norm or math.inf))  # fmt: skip
         if not math.isfinite(norm):
-            raise HermitcrabError(self._not_finite(step, 0, rows, f"gradient norm is {norm}"))
+            raise Diverged(self._not_finite(step, 0, rows, f"gradient norm is {norm}"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": ranks.sum(loss_sum)[0] / total, "labels": total, "learning_rate": rate, "gradient_norm": norm}
