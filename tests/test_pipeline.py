@@ -350,6 +350,7 @@ def test_every_key_of_the_schema_is_read_by_something(here, monkeypatch, capsys)
                  "evaluate.calibrate=false", "evaluate.baselines=[]", "evaluate.max_new_tokens=2", *small]) == 0  # fmt: skip
     text = yaml.safe_load(RECIPE)
     text |= {"name": "fresh", "package": {"license": "Apache-2.0"}}
+    text |= {"tune": {"train.learning_rate": [1e-3, 2e-3], "trials": 1}}
     text["train"] |= {"method": "full", "steps": 2}
     text["base"] = {"path": "scratch", "tokenizer": str(base), "license": "Apache-2.0", "init_seed": 7,
                     "architecture": {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,

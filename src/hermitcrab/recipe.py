@@ -6,6 +6,7 @@ name. Each nested part is owned by the stage that reads it; every field is read 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import random
@@ -519,15 +520,37 @@ def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Rec
         raise UsageError(f"{place}: this is not YAML: {getattr(error, 'problem', None) or error}") from error
     except RecursionError as error:
         raise UsageError(f"{file}: nested too deeply to be a recipe") from error
+    return _checked(value, file, node, overrides)
+
+
+def from_value(value: Mapping[str, Any] | Recipe, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
+    """A recipe from a mapping (or another recipe), as `parse` reads it from text.
+
+    Args:
+        overrides: texts such as `train.epochs=2`, or mappings such as `{"train.epochs": 2}`.
+    """
+    if isinstance(value, Recipe):
+        if not overrides:
+            return value
+        value = value.model_dump(mode="json")
+    return _checked(copy.deepcopy(dict(value)) if isinstance(value, Mapping) else value, "recipe", None, overrides)
+
+
+def _checked(value: Any, file: str, node: yaml.Node | None, overrides: Sequence[str | Mapping[str, Any]]) -> Recipe:
     if not isinstance(value, dict):
         raise UsageError(f"{file}: a recipe is a mapping of keys to values. Received: {type(value).__name__}")
-    given = [_override(value, text) for text in overrides]
+    given = []
+    for override in overrides:
+        if isinstance(override, str):
+            given.append(_override(value, override))
+        else:
+            given += [_set(value, str(key), inner, f"{key}={inner!r}") for key, inner in override.items()]
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
         told = _explain(error, file, node)
         if given:
-            told += f"\n(with {', '.join(given)} from the command line)"
+            told += f"\n(with {', '.join(given)} set on top)"
         raise UsageError(told) from error
 
 
@@ -536,6 +559,15 @@ def _override(recipe: dict[str, Any], text: str) -> str:
     path, equals, raw = text.partition("=")
     if not equals:
         raise UsageError(f"`{text}` is no override; expected key=value, such as train.epochs=2")
+    try:
+        value = yaml.load(raw, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{text}: the value is not YAML: {error}") from error
+    return _set(recipe, path, value, text)
+
+
+def _set(recipe: dict[str, Any], path: str, value: Any, text: str) -> str:
+    """Set the key at a dotted path; `text` is how the user wrote it."""
     *parents, last = path.split(".")
     if parents[:1] == ["tune"]:  # the keys of a search are dotted paths themselves
         parents, last = ["tune"], path.removeprefix("tune.")
@@ -555,10 +587,7 @@ def _override(recipe: dict[str, Any], text: str) -> str:
             raise UsageError(f"{text}: tune has no key `{last}`{_searched_instead(last, searchable())}")
     elif known and last not in known:
         raise UsageError(f"{text}: {'.'.join(parents) or 'the recipe'} has no key `{last}`{did_you_mean(last, known)}")
-    try:
-        here[last] = yaml.load(raw, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{text}: the value is not YAML: {error}") from error
+    here[last] = value
     return text
 
 

@@ -200,7 +200,9 @@ def _tune(draft: Draft, trials: list[dict[str, Any]]) -> None:
 
 
 def chain(store: Store, scratch: Path, **other: Any) -> dict[str, Artifact]:
-    """collect → … → compress. `other`: fields of base.json (`base`), `sources`, `parity`; `compressed=False`: nothing. `trials`: what becomes of those of the search."""
+    """collect → … → compress. `other`: fields of base.json (`base`), `sources`, `parity`; `compressed=False`: nothing;
+    `trials`: what becomes of those of the search.
+    """
     base = base_record(scratch, **other.get("base", {}))
     sources = other.get("sources", [source("train"), source("test")])
     rows = pa.table({"row_id": ["a", "b"], "prompt": ["p", "q"], "completion": ["x", "y"]})

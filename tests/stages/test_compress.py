@@ -197,7 +197,7 @@ def test_with_nothing_asked_it_says_so_and_imports_no_torch(here: Path) -> None:
 def test_only_what_asks_for_it_makes_it_again(here: Path) -> None:
     again = run("compress.gguf=[Q8_0]")
     rows = {row["stage"]: row for row in plan(again)}
-    assert [row["action"] for row in rows.values()] == ["reuse"] * 4 + ["run", "run"]
+    assert [row["action"] for row in rows.values()] == ["reuse"] * 5 + ["run", "run"]
     assert rows["compress"]["needs"]["disk"] > 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hermitcrab.errors import HermitcrabError
@@ -75,22 +75,28 @@ def _added(recipe: Mapping[str, Any], prepared: Artifact, trained: Artifact) -> 
 
 
 def _value(recipe: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """comparison.json, each pair with a verdict of its own, and the metrics as a table of models."""
     evaluated = artifacts["evaluate"]
-    comparison, metrics = evaluated.read("comparison.json"), evaluated.read("metrics.json")
+    comparison, show = evaluated.read("comparison.json"), recipe["report"]["show_text"]
+    texts = {which: _texts(comparison[which], artifacts) for which in ("gained", "lost")} if show else None
+    return value_of(comparison, evaluated.read("metrics.json"), texts)
+
+
+def value_of(
+    comparison: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], texts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """comparison.json, each pair with a verdict of its own, and the metrics as a table of models."""
     pairs = [{**p, "verdict": judge(p, False, comparison["confidence"])} for p in comparison["pairs"]]
     models: dict[str, dict[str, Any]] = {}
     for entry in metrics:
         row = models.setdefault(entry["model"], {"model": entry["model"], "n": entry["n"], "figures": {}})
         row["figures"][entry["name"]] = {k: entry[k] for k in ("value", "low", "high", "version", "prompt_digest")}
-    show = recipe["report"]["show_text"]
     return {
         **comparison,
         "pairs": pairs,
         "metrics": list(dict.fromkeys(entry["name"] for entry in metrics)),
         "models": list(models.values()),
         "split": metrics[0]["split"] if metrics else None,
-        "texts": {which: _texts(comparison[which], artifacts) for which in ("gained", "lost")} if show else None,
+        "texts": texts,
     }
 
 

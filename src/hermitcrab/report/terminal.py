@@ -38,14 +38,14 @@ def render(facts: Mapping[str, Any]) -> str:
             ("built on", f"{base['name']} ({words.count(base['parameters'])} parameters, {base['license']['used']})"),
             ("from", base["uri"]),
             ("digest", base["digest"]),
-            *([("added", _added(facts["added"]))] if facts["added"] else []),
+            *([("added", added_words(facts["added"]))] if facts["added"] else []),
             *_ledger(facts["ledger"]),
-            ("cost", _cost(facts["cost"])),
+            ("cost", cost_words(facts["cost"])),
         ]))  # fmt: skip
     if profile := facts["profile"]:
-        where, names = _near(Path(profile["folder"])), ", ".join(profile["files"])
+        where, names = near(Path(profile["folder"])), ", ".join(profile["files"])
         parts.append(f"profile {where}: {names}\n        tensorboard --logdir {where}, or chrome://tracing")
-    folder = _near(Path(facts["folder"]))
+    folder = near(Path(facts["folder"]))
     parts.append(
         f"report  {folder / 'report.html'}\nverify  crab verify {folder / 'package'}"
         + (" --key PUBLIC-KEY.pem" if facts["signed"] else "")
@@ -105,7 +105,7 @@ def _compressed(entries: Sequence[Mapping[str, Any]]) -> str:
                   rows, right=(1, 4, 5))  # fmt: skip
 
 
-def _added(added: Mapping[str, Any]) -> str:
+def added_words(added: Mapping[str, Any]) -> str:
     lora = added["settings"].get("LoRA")
     how = f"LoRA rank {lora['rank']}" if lora else "all weights"
     return (
@@ -130,7 +130,7 @@ def _ledger(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return told
 
 
-def _cost(cost: Mapping[str, Any]) -> str:
+def cost_words(cost: Mapping[str, Any]) -> str:
     energy = f"{cost['joules'] / 3600:,.2f} Wh" if cost["joules"] is not None else f"energy {cost['energy_method']}"
     per = cost["cpu_seconds_per_answer"].get("derived")
     answer = f", {words.seconds(per)} of it an answer" if per is not None else ""
@@ -188,6 +188,36 @@ def render_verification(found: Verification) -> str:
     return "\n".join([*words.plain(lines), "", words.plain(found.summary)])
 
 
+def render_comparison(told: Mapping[str, Any]) -> str:
+    """Two models on the same rows: the verdict, their figures, what was asked of which model."""
+    from hermitcrab.report.gather import value_of
+
+    told = words.plain(told)
+    return "\n\n".join(
+        [_wrap(told["sentence"]), _models(value_of(told, told["metrics"])), _pairs(about_comparison(told))]
+    )
+
+
+def about_comparison(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was compared on what, as rows of two cells."""
+    on = told["on"]
+    rows = []
+    for side in ("derived", "base"):
+        model = told["models"][side]
+        rows += [
+            (side, f"{model['name']} ({model['reference']})"),
+            ("digest", model["digest"]),
+            ("checked", model["verified"] or "no package: nothing vouches for it"),
+            ("template", model["template_digest"] or "none"),
+        ]
+    return [
+        *rows,
+        ("rows", f"{on['rows']:,} of {on['uri']}, by {told['asked']}, in {told['precision']}"),
+        ("gained", f"{len(told['gained']):,} rows: {' '.join(told['gained'][:6])}" + ("…" * (len(told["gained"]) > 6))),
+        ("lost", f"{len(told['lost']):,} rows: {' '.join(told['lost'][:6])}" + ("…" * (len(told["lost"]) > 6))),
+    ]
+
+
 def render_answers(answers: Sequence[Mapping[str, Any]]) -> str:
     """One answer a line, with its score where it has one; a single generated answer as it stands."""
     if len(answers) == 1 and answers[0]["score"] is None:
@@ -220,7 +250,7 @@ def render_doctor(found: Mapping[str, Any]) -> str:
     return _pairs(rows) + "\n\n" + "\n".join(problems)
 
 
-def _near(folder: Path) -> Path:
+def near(folder: Path) -> Path:
     """A path as one would type it here."""
     here = Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,9 +59,14 @@ class Stage:
     run: Callable[[Job], None]
 
     def code_digest(self) -> str:
-        files: dict[str, str] = {}
-        for name in self.code:
-            path = PACKAGE / name
-            for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-                files[file.relative_to(PACKAGE).as_posix()] = digest_file(file)
-        return digest_json(files)
+        return code_digest(self.code)
+
+
+def code_digest(names: Sequence[str]) -> str:
+    """The digest of these files and folders of this package."""
+    files: dict[str, str] = {}
+    for name in names:
+        path = PACKAGE / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            files[file.relative_to(PACKAGE).as_posix()] = digest_file(file)
+    return digest_json(files)
