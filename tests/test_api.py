@@ -192,7 +192,7 @@ def test_a_notebook_shows_the_run_the_comparison_and_the_verification(here):
     assert told.returncode == 0, told.stderr
     imported, ran, verified, compared, failed = json.loads(told.stdout.splitlines()[-1])
     assert imported == {"error": "", "shown": {}}
-    for cell, words in ((ran, "Settings searched"), (verified, "verified"), (compared, "beside")):
+    for cell, words in ((ran, "Settings searched"), (verified, "intact"), (compared, "beside")):
         assert not cell["error"]
         shown = cell["shown"]
         assert set(shown) == {"text/plain", "text/html"}
