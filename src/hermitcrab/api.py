@@ -98,10 +98,11 @@ def compare(
         HermitcrabError: a package that does not verify, rows that cannot be asked, no such model (`UsageError`).
     """
     from hermitcrab.comparing import How, compare_models
+    from hermitcrab.report.terminal import near
     from hermitcrab.store import Store
 
     def named(model: str | Path | Result) -> str:
-        return str(model.package if isinstance(model, Result) else model)
+        return str(near(model.package) if isinstance(model, Result) else model)
 
     how = How(
         choices=tuple(choices), columns=dict(columns or {}), format=format, metrics=tuple(metrics), rows=rows,

@@ -213,9 +213,14 @@ def about_comparison(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         *rows,
         ("rows", f"{on['rows']:,} of {on['uri']}, by {told['asked']}, in {told['precision']}"),
-        ("gained", f"{len(told['gained']):,} rows: {' '.join(told['gained'][:6])}" + ("…" * (len(told["gained"]) > 6))),
-        ("lost", f"{len(told['lost']):,} rows: {' '.join(told['lost'][:6])}" + ("…" * (len(told["lost"]) > 6))),
+        *((which, _row_ids(told[which])) for which in ("gained", "lost")),
     ]
+
+
+def _row_ids(ids: Sequence[str]) -> str:
+    """How many, and the first few."""
+    shown = f": {' '.join(ids[:6])}{'…' if len(ids) > 6 else ''}" if ids else ""
+    return f"{len(ids):,} rows{shown}"
 
 
 def render_answers(answers: Sequence[Mapping[str, Any]]) -> str:
