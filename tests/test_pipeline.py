@@ -367,5 +367,5 @@ def test_every_key_of_the_schema_is_read_by_something(here, monkeypatch, capsys)
 
 
 def _all_parts(part: type[Part]) -> list[type[Part]]:
-    inner = [p for f in part.model_fields.values() for p in recipes._parts_in(f.annotation)]
+    inner = [p for f in part.model_fields.values() for p in recipes.parts_in(f.annotation)]
     return inner + [q for p in inner for q in _all_parts(p)]

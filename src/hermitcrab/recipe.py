@@ -22,13 +22,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from hermitcrab import searching
 from hermitcrab.errors import UsageError, did_you_mean
+from hermitcrab.strict_yaml import Loader, check_twice, line_of
 
 SHA256 = r"^(sha256:)?[0-9a-f]{64}$"
 
@@ -211,41 +211,10 @@ class Evaluate(Part):
         return self
 
 
-UNSEARCHED = ("train.checkpoint_every", "train.profile")  # they change nothing of the result
-COUNTED = ("train.sequence_length", "train.truncate", "train.template")  # they change what the loss is counted over
-LARGEST_SEARCH = 256  # settings, where `trials` names no number
-
-
-def searchable(part: type[Part] | None = None, path: str = "train") -> dict[str, Any]:
-    """Dotted path → type of every key that `tune` may search over: what one training differs from another by."""
-    found: dict[str, Any] = {}
-    for name, field in (part or Train).model_fields.items():
-        if inner := next(iter(_parts_in(field.annotation)), None):
-            found |= searchable(inner, f"{path}.{name}")
-        elif f"{path}.{name}" not in UNSEARCHED:
-            found[f"{path}.{name}"] = (
-                Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-            )
-    return found
-
-
-def _wrong(path: Sequence[str], message: str) -> PydanticCustomError:
-    """What is wrong with the key at `path`, as a sentence of its own."""
-    return PydanticCustomError("recipe", "{message}", {"message": message, "path": list(path)})
-
-
-def _search_schema(schema: dict[str, Any]) -> None:
-    """For editors: the keys that may be searched over, each with a list of what its field takes."""
-    schema["additionalProperties"] = False
-    for path, kind in searchable().items():
-        items = TypeAdapter(kind).json_schema()
-        schema["properties"][path] = {"type": "array", "items": items, "minItems": 1, "uniqueItems": True}
-
-
 class Tune(Part):
     """A search over a few values, on validation rows alone: keys of `train` by their dotted path, each with a list of values."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra=_search_schema)
+    model_config = ConfigDict(extra="allow", json_schema_extra=searching.schema)
     __pydantic_extra__: dict[str, list[Any]]
 
     metric: Literal["loss", Metric] = "loss"
@@ -258,15 +227,7 @@ class Tune(Part):
     @model_validator(mode="before")
     @classmethod
     def _keys_are_known(cls, value: Any) -> Any:
-        known = searchable()
-        for key, values in value.items() if isinstance(value, dict) else ():
-            if key in cls.model_fields:
-                continue
-            if key not in known:
-                raise _wrong(("tune", key), f"tune has no key `{key}`{_searched_instead(str(key), known)}")
-            if not isinstance(values, list) or not values:
-                raise _wrong(("tune", key), f"tune.{key}: expected a list of values to try. Received: {values!r}")
-        return value
+        return searching.check_keys(value)
 
     @property
     def values(self) -> dict[str, list[Any]]:
@@ -280,15 +241,6 @@ class Tune(Part):
             return every
         chosen = sorted(random.Random(self.seed).sample(range(len(every)), self.trials))
         return [every[i] for i in chosen]
-
-
-def _searched_instead(key: str, known: Mapping[str, Any]) -> str:
-    """What follows `tune has no key …`."""
-    if key in UNSEARCHED:
-        return ", for it changes nothing of the result"
-    if "." in key and not key.startswith("train."):
-        return ": only keys of train are searched over, for every trial has the same data and the same evaluation"
-    return did_you_mean(key, known if "." in key else [*Tune.model_fields, *known])
 
 
 class Compress(Part):
@@ -342,35 +294,8 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _search_is_sound(self) -> Recipe:
-        if self.tune is None:
-            return self
-        if not self.tune.values:
-            raise _wrong(
-                ("tune",), "tune names no key to search over; expected such as train.learning_rate: [1e-4, 5e-4]"
-            )
-        known, size = searchable(), 1
-        for path, values in self.tune.values.items():
-            taken: list[Any] = []
-            for value in values:
-                try:
-                    found = TypeAdapter(known[path]).validate_python(value, strict=True)
-                except ValidationError as error:
-                    raise _wrong(("tune", path), f"tune.{path}: {_first_line(error)}. Received: {value!r}") from error
-                if found in taken:
-                    raise _wrong(("tune", path), f"tune.{path}: {value!r} is given twice. Received: {values}")
-                taken.append(found)
-            size *= len(values)
-        if self.tune.metric == "loss" and (moved := [path for path in self.tune.values if path in COUNTED]):
-            raise _wrong(("tune", moved[0]), f"tune.{moved[0]} changes what the loss is counted over, so losses cannot be "
-                         "compared; set tune.metric to a metric of answers")  # fmt: skip
-        if size == 1:
-            raise _wrong(("tune",), "tune has one setting, and a search needs two; give a key several values")
-        if self.tune.trials is not None and self.tune.trials > size:
-            raise _wrong(("tune", "trials"), f"tune.trials asks for {self.tune.trials:,} settings; there are {size:,}")
-        if self.tune.trials is None and size > LARGEST_SEARCH:
-            raise _wrong(("tune",), f"tune has {size:,} settings; set tune.trials to say how many of them are tried")
-        for settings in self.tune.settings():
-            self.with_settings(settings)
+        if self.tune is not None:
+            searching.check(self, self.tune)
         return self
 
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
@@ -389,67 +314,7 @@ class Recipe(Part):
         try:
             return self.model_copy(update={"train": Train.model_validate(train)})
         except ValidationError as error:
-            said = ", ".join(f"{path}={value!r}" for path, value in settings.items())
-            raise _wrong(("tune", next(iter(settings))), f"tune: {said}: {_first_line(error)}") from error
-
-
-def _first_line(error: ValidationError) -> str:
-    return error.errors()[0]["msg"].removeprefix("Value error, ")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers and booleans of YAML 1.2 (`5e-4` is a number, `no` is a word) and no key given twice."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float",
-            "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp"}]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}  # fmt: skip
-for _tag, _pattern, _first in (
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("int", r"^[-+]?[0-9](?:[0-9_]*[0-9])?$", "-+0123456789"),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-
-
-def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    """A YAML 1.2 integer: `010` is ten, and `1_000` a thousand."""
-    return int(node.value.replace("_", ""))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _int)
-
-
-def _check_twice(node: yaml.Node, file: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise UsageError(f"{file}:{key.start_mark.line + 1}: a key is a word, not a list or a mapping")
-            if key.value in seen:
-                raise UsageError(f"{file}:{key.start_mark.line + 1}: the key `{key.value}` is given twice")
-            seen.add(key.value)
-            _check_twice(value, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _check_twice(value, file)
-
-
-def _line_of(node: yaml.Node | None, path: Sequence[str | int]) -> int:
-    """Line (from 1) of the deepest node on `path`; an index into something that is no list is passed over."""
-    line = node.start_mark.line + 1 if node else 1
-    for step in path:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(step):
-                    line, node = key.start_mark.line + 1, value
-                    break
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-    return line
+            raise searching.misfit(settings, error) from error
 
 
 def fields_at(path: Sequence[str | int]) -> list[str]:
@@ -461,17 +326,17 @@ def fields_at(path: Sequence[str | int]) -> list[str]:
         field = part.model_fields.get(step)
         if field is None:
             return []
-        part = next(iter(_parts_in(field.annotation)), None)
+        part = next(iter(parts_in(field.annotation)), None)
         if part is None:
             return []
     return list(part.model_fields)
 
 
-def _parts_in(annotation: Any) -> Iterator[type[Part]]:
+def parts_in(annotation: Any) -> Iterator[type[Part]]:
     if isinstance(annotation, type) and issubclass(annotation, Part):
         yield annotation
     for inner in getattr(annotation, "__args__", ()):
-        yield from _parts_in(inner)
+        yield from parts_in(inner)
 
 
 def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
@@ -488,7 +353,7 @@ def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
         ]
         path += item.get("ctx", {}).get("path", [])[len(path) :] if item["type"] == "recipe" else []
         words = ".".join(str(s) for s in path if not isinstance(s, int))
-        where = f"{file}:{_line_of(node, path)}"
+        where = f"{file}:{line_of(node, path)}"
         if item["type"] == "extra_forbidden":
             parent = ".".join(str(s) for s in path[:-1] if not isinstance(s, int)) or "the recipe"
             lines.append(
@@ -510,10 +375,10 @@ def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Rec
         UsageError: with file, line, key and nearest valid name, one line for each thing that is wrong.
     """
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=Loader)
         if node is not None:
-            _check_twice(node, file)
-        value = yaml.load(text, Loader=_Loader)
+            check_twice(node, file)
+        value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
@@ -560,7 +425,7 @@ def _override(recipe: dict[str, Any], text: str) -> str:
     if not equals:
         raise UsageError(f"`{text}` is no override; expected key=value, such as train.epochs=2")
     try:
-        value = yaml.load(raw, Loader=_Loader)
+        value = yaml.load(raw, Loader=Loader)
     except yaml.YAMLError as error:
         raise UsageError(f"{text}: the value is not YAML: {error}") from error
     return _set(recipe, path, value, text)
@@ -583,8 +448,8 @@ def _set(recipe: dict[str, Any], path: str, value: Any, text: str) -> str:
         here = inner
     known = fields_at(parents)
     if parents == ["tune"]:
-        if last not in (*known, *searchable()):
-            raise UsageError(f"{text}: tune has no key `{last}`{_searched_instead(last, searchable())}")
+        if last not in (*known, *searching.searchable()):
+            raise UsageError(f"{text}: tune has no key `{last}`{searching.instead(last)}")
     elif known and last not in known:
         raise UsageError(f"{text}: {'.'.join(parents) or 'the recipe'} has no key `{last}`{did_you_mean(last, known)}")
     here[last] = value
