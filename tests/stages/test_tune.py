@@ -91,6 +91,8 @@ def test_claims_record_card_report_and_terminal_tell_every_trial(here, capsys):
         assert "diverged" in text
         assert "chosen" in text
     assert "3 settings were trained" in told["card"]
+    shown = crab("show", "runs/small/package", capsys=capsys)[1]
+    assert "3 settings by loss on 12 validation rows; chosen train.learning_rate 0.005, train.lora.rank 4" in shown
 
 
 def test_a_trial_is_a_training_like_any_other_and_the_chosen_one_is_not_trained_again(here, capsys):

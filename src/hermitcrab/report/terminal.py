@@ -172,6 +172,7 @@ def render_package(folder: Path, package: Mapping[str, Any]) -> str:
         ("built on", f"{base['name']} ({base['license']})"),
         ("from", base["uri"]),
         ("digest", base["digest"]),
+        ("searched", _searched(package.get("trials", ()))),
         ("compressed", ", ".join(f"{c['file']} ({words.size(c['size'])})" for c in package.get("compressed", ()))),
         ("data", ", ".join(f"{d['uri']} ({d['split']}, {d['license']})" for d in package["data"])),
     ]
@@ -179,6 +180,14 @@ def render_package(folder: Path, package: Mapping[str, Any]) -> str:
         _pairs([(k, str(v)) for k, v in told if v])
         + f"\n\nThis is what the package says. To check it: crab verify {folder}"
     )
+
+
+def _searched(trials: Sequence[Mapping[str, Any]]) -> str:
+    if not trials:
+        return ""
+    first, best = trials[0], next(trial for trial in trials if trial["chosen"])
+    settings = ", ".join(f"{path} {value}" for path, value in best["settings"].items())
+    return f"{len(trials):,} settings by {first['name']} on {first['n']:,} validation rows; chosen {settings}"
 
 
 def render_verification(found: Verification) -> str:
