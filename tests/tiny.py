@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -63,6 +64,49 @@ def question_rows(count: int, start: int = 0) -> pa.Table:
 
 def read_log(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_idx(folder: Path, name: str, pixels: Any, labels: Any) -> None:
+    """uint8 [N, H, W] and [N] as MNIST's two files."""
+    import struct
+
+    folder.mkdir(parents=True, exist_ok=True)
+    head = struct.pack(">4B3I", 0, 0, 8, 3, *pixels.shape)
+    (folder / f"{name}-images").write_bytes(head + pixels.tobytes())
+    (folder / f"{name}-labels").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, len(labels)) + bytes(labels.tolist()))
+
+
+def stripes(count: int, seed: int, size: int = 8) -> tuple[Any, Any]:
+    """Images of 0 horizontal, 1 vertical and 2 diagonal stripes, noisy; every one is another."""
+    import numpy as np
+
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    labels = np.arange(count) % 3
+    waves = np.stack([y, x, x + y])[labels] + draw.integers(0, 4, (count, 1, 1))
+    noisy = 127 + 80 * np.sin(waves * np.pi / 2) + draw.normal(0, 30, (count, size, size))
+    return noisy.clip(0, 255).astype(np.uint8), labels
+
+
+IMAGE_RECIPE = """
+name: shapes
+task: image-classification
+base: {path: scratch, architecture: {model_type: mlp, hidden_sizes: [16, 8]}, license: MIT, init_seed: 5}
+data:
+  train: {path: train-images, labels: train-labels, type: idx, format: image-label, license: CC0-1.0,
+          values: {label: {"0": flach, "1": 垂直, "2": "diagonal/\\\\"}}}
+  split: {validation: 30, test: 60}
+train: {method: full, optimizer: adam, learning_rate: 1e-2, steps: 60, batch_size: 16, checkpoint_every: 7, validate_every: 20,
+        final_dtype: float32}
+evaluate: {baselines: [majority, logistic-regression], against: majority, resamples: 200, noise_rows: 16}
+"""
+
+
+def write_image_project(folder: Path, recipe: str = IMAGE_RECIPE) -> Path:
+    """A folder with striped images and a recipe. Returns the recipe's path."""
+    write_idx(folder, "train", *stripes(300, 1))
+    (folder / "shapes.yaml").write_text(recipe, encoding="utf-8")
+    return folder / "shapes.yaml"
 
 
 RECIPE = """

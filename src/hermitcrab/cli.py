@@ -111,16 +111,12 @@ def verify_verb(args: argparse.Namespace) -> Answer:
 
 def predict_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.report.terminal import render_answers
-    from hermitcrab.serve.engine import load_engine
     from hermitcrab.serve.opening import open_model
-    from hermitcrab.serve.predict import predict, read_inputs
+    from hermitcrab.serve.predict import predict
     from hermitcrab.store import Store
 
-    texts = read_inputs(args.input, args.column)
     opened = open_model(args.model, Store(args.store), args.key, args.unverified)
-    engine = load_engine(opened)
-    answers = predict(opened, engine, texts, args.max_new_tokens)
-    engine.close()
+    answers = predict(opened, args.input, args.column, args.max_new_tokens)
     told = {"model": opened.name, "verified": opened.verified is not None, "answers": answers}
     return told, lambda: render_answers(answers), 0
 
@@ -233,9 +229,10 @@ _verb("verify", "check a package: every digest, the chain, the signatures, parit
       _arg("--key", type=Path, metavar="PEM", help="public key of the signer; without it the signer is not authenticated"),
       _arg("--recompute", action="store_true", help="compare the merged model with base + adapter afresh (needs [train])"),
       _arg("--base", metavar="REFERENCE", help="where the base is, for --recompute (default: as the record says)"), STORE)  # fmt: skip
-_verb("predict", "answer texts, as `evaluate` does: by choice where the package has choices, else generated", predict_verb,
+_verb("predict", "answer texts or images, as `evaluate` does", predict_verb,
       'crab predict runs/demo/package "a film to remember"', MODEL,
-      _arg("input", nargs="+", help="a text, - for the lines of standard input, or @FILE (CSV, TSV, JSONL, Parquet, text)"),
+      _arg("input", nargs="+", help="a text, - for the lines of standard input, or @FILE (CSV, TSV, JSONL, Parquet, text); of "
+           "images: files, folders, - for one on standard input, or @FILE (IDX)"),
       _arg("--column", default="prompt", metavar="COLUMN", help="of @FILE: a column, or a text with {column} in it (default: prompt)"),
       _arg("--max-new-tokens", type=_count, default=64, metavar="N", help="the longest generated answer (default: 64)"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip

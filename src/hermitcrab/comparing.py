@@ -15,21 +15,20 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.rows import check_sources, read_rows
-from hermitcrab.data.tables import FORMATS, answer, rows_of, schema
+from hermitcrab.data.tables import FORMATS, rows_of, schema
 from hermitcrab.digest import digest_json, short
 from hermitcrab.errors import UsageError, did_you_mean, needs
 from hermitcrab.progress import say
-from hermitcrab.recipe import Evaluate, Metric, Source, Train
+from hermitcrab.recipe import Evaluate, Metric, Source
 from hermitcrab.references import fetch, resolve
 from hermitcrab.serve.opening import Opened, open_model
 from hermitcrab.stages import code_digest
 from hermitcrab.store import Store, disk_errors
-from hermitcrab.tasks import Start, Task
+from hermitcrab.tasks import load_task
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TASK = "text-generation"
 CODE = ("comparing.py", "evaluate/asking.py", "tasks", "models", "data/packing.py", "data/ledger.py", "digest.py")
 
 
@@ -57,29 +56,6 @@ class How:
     unverified: bool = False
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of the two models: what was named, what was found, and how its prompts are rendered."""
-
-    reference: str
-    opened: Opened
-    train: Train
-    task: Task
-
-    @classmethod
-    def of(cls, reference: str, opened: Opened) -> Side:
-        """With the template whose digest the package records, or the model's own."""
-        from hermitcrab.tasks import make_task
-
-        wanted = opened.encoder.template_digest
-        for template in ("auto", "none"):
-            train = Train(template=template)
-            task = make_task(TASK, Start(opened.base, opened.path), train)
-            if getattr(task, "encoder").template_digest == wanted:  # noqa: B009 - not of the protocol
-                break
-        return cls(reference, opened, train, task)
-
-
 def compare_models(base: str, derived: str, on: str, store: Store, how: How | None = None) -> dict[str, Any]:
     """`comparison.json` of two models on rows; `models`, `metrics` and `on` say what was measured.
 
@@ -100,43 +76,62 @@ def compare_models(base: str, derived: str, on: str, store: Store, how: How | No
     if unknown := next((name for name in how.metrics if name not in get_args(Metric)), None):
         raise UsageError(f"there is no metric `{unknown}`{did_you_mean(unknown, get_args(Metric))}")
     rows, about = read_on(on, store, how)
-    sides = {
-        "derived": Side.of(derived, open_model(derived, store, how.key, how.unverified, bare=True)),
-        "base": Side.of(base, open_model(base, store, how.base_key, how.unverified, bare=True)),
+    models = {
+        "derived": open_model(derived, store, how.key, how.unverified, bare=True),
+        "base": open_model(base, store, how.base_key, how.unverified, bare=True),
     }
-    part = asking(how, about, rows, sides)
-    precision = "float32" if set(sides["derived"].opened.base["dtypes"]) <= {"F32", "F16"} else "bfloat16"
-    tables = {name: answers(name, side, part, precision, rows, store) for name, side in sides.items()}
+    task = task_of(models, about)
+    part = asking(how, about, rows, models, task)
+    precision = models["derived"].precision
+    labels = task.labels(part, models["derived"].start.fitted)
+    tables = {name: answers(name, model, part, precision, rows, store) for name, model in models.items()}
     prompts = {name: (t.schema.metadata or {}).get(b"prompt_digest", b"").decode() for name, t in tables.items()}
     settings: dict[str, Any] = {"confidence": part.confidence, "resamples": part.resamples, "seed": part.seed}
-    found = compare(tables, metrics=part.metrics, labels=part.choices, prompts=prompts, own_prompts=True, **settings)
+    found = compare(tables, metrics=part.metrics, labels=labels, prompts=prompts, own_prompts=True,
+                    prompted=task.reads_text, **settings)  # fmt: skip
     metrics: list[dict[str, Any]] = []
     for name, table in tables.items():
         metrics += measure(
-            table, part.metrics, part.choices, model=name, split=about["split"], prompt_digest=prompts[name], **settings
+            table, part.metrics, labels, model=name, split=about["split"], prompt_digest=prompts[name], **settings
         )
-    asked = "likelihood" if about["format"] == "text" else "choices" if part.choices else "generation"
+    asked = "likelihood" if about["format"] == "text" else "choices" if labels else "generation"
     return {
         **found,
         "on": about,
         "asked": asked,
-        "choices": part.choices,
+        "choices": labels,
         "precision": precision,
-        "models": {name: _described(side, prompts[name]) for name, side in sides.items()},
+        "models": {
+            name: _described({"base": base, "derived": derived}[name], model, prompts[name])
+            for name, model in models.items()
+        },
         "metrics": metrics,
     }
 
 
-def _described(side: Side, prompts: str) -> dict[str, Any]:
-    opened = side.opened
+def _described(reference: str, opened: Opened, prompts: str) -> dict[str, Any]:
     return {
         "name": opened.name,
-        "reference": side.reference,
+        "reference": reference,
         "digest": opened.base["digest"],
         "verified": opened.verified,
-        "template_digest": opened.encoder.template_digest,
+        "template_digest": opened.encoder.template_digest if opened.encoder else None,
         "prompt_digest": prompts,
     }
+
+
+def task_of(models: Mapping[str, Opened], about: Mapping[str, Any]) -> Any:
+    """The class of the one task of both models (UsageError where they differ, or do not take such rows)."""
+    names = {opened.task for opened in models.values()}
+    if len(names) > 1:
+        told = ", ".join(f"{opened.name} does {opened.task}" for opened in models.values())
+        raise UsageError(f"two models of one task are compared. Received: {told}")
+    task = load_task(names.pop())
+    if about["format"] not in task.formats:
+        raise UsageError(
+            f"{about['uri']}: {task.name} takes rows of format {' or '.join(task.formats)}. Received: {about['format']}"
+        )
+    return task
 
 
 def read_on(on: str, store: Store, how: How) -> tuple[pa.Table, dict[str, Any]]:
@@ -176,13 +171,13 @@ def read_on(on: str, store: Store, how: How) -> tuple[pa.Table, dict[str, Any]]:
     return table, {"uri": resolved.uri, "digest": digest, "split": split, "format": form, "rows": table.num_rows}
 
 
-def asking(how: How, about: Mapping[str, Any], rows: pa.Table, sides: Mapping[str, Side]) -> Evaluate:
+def asking(how: How, about: Mapping[str, Any], rows: pa.Table, models: Mapping[str, Opened], task: Any) -> Evaluate:
     """How both are asked.
 
     Raises:
         UsageError: packages that record other choices, or references that are none of the choices.
     """
-    recorded = {name: side.opened.choices for name, side in sides.items() if side.opened.choices}
+    recorded = {name: opened.choices for name, opened in models.items() if opened.choices}
     choices = list(how.choices) or next(iter(recorded.values()), [])
     if about["format"] == "text":
         if how.choices:
@@ -192,17 +187,23 @@ def asking(how: How, about: Mapping[str, Any], rows: pa.Table, sides: Mapping[st
         raise UsageError(f"the two packages choose from other answers ({recorded}); say which with --choices")
     if len(choices) == 1 or len(set(choices)) < len(choices):
         raise UsageError(f"choices are at least two, each once. Received: {choices}")
-    if choices and (odd := sorted({answer(about["format"], row) for row in rows_of(rows)} - set(choices))):
-        raise UsageError(
-            f"{about['uri']}: references {odd[:3]} (of {len(odd)}) are none of the choices. Received: {choices}"
-        )
-    metrics = {"metrics": list(how.metrics)} if how.metrics else {}
-    return Evaluate.model_validate(
+    if unknown := next((name for name in how.metrics if name not in task.metrics), None):
+        raise UsageError(f"{task.name} has no metric `{unknown}`{did_you_mean(unknown, task.metrics)}")
+    metrics = {"metrics": list(how.metrics)} if how.metrics else {}  # else those of a recipe that names none
+    part = Evaluate.model_validate(
         {"choices": choices, "max_new_tokens": how.max_new_tokens, "confidence": how.confidence, **metrics}
     )
+    labels, theirs = (task.labels(part, models[name].start.fitted) for name in ("derived", "base"))
+    if sorted(labels) != sorted(theirs):
+        raise UsageError(f"the two models give other answers: {labels} and {theirs}; nothing is compared")
+    if labels and (odd := sorted(set(task.answers(rows)) - set(labels))):
+        raise UsageError(
+            f"{about['uri']}: references {odd[:3]} (of {len(odd)}) are none of the choices. Received: {labels}"
+        )
+    return part
 
 
-def answers(name: str, side: Side, part: Evaluate, precision: str, rows: pa.Table, store: Store) -> pa.Table:
+def answers(name: str, opened: Opened, part: Evaluate, precision: str, rows: pa.Table, store: Store) -> pa.Table:
     """The model's answers: from the store where it was asked the same before, else asked now and kept there."""
     import pyarrow.parquet as pq
 
@@ -212,22 +213,27 @@ def answers(name: str, side: Side, part: Evaluate, precision: str, rows: pa.Tabl
     asked = {
         "code": code_digest(CODE),
         "slice": {
-            "task": TASK, "precision": precision, "template": side.opened.encoder.template_digest,
-            "rows": digest_json(rows.to_pylist()), **{field: getattr(part, field) for field in read},
+            "task": opened.task, "precision": precision, "train": opened.train.model_dump(mode="json"),
+            "fitted": opened.start.fitted, "rows": digest_rows(rows), **{field: getattr(part, field) for field in read},
         },
-        "inputs": [{"stage": side.opened.base["uri"], "digest": side.opened.base["digest"]}],
+        "inputs": [{"stage": opened.base["uri"], "digest": opened.base["digest"]}],
     }  # fmt: skip
     key = digest_json({"stage": "answers", **asked})
     with store.lock(key, "answers"):
         artifact = store.find(key)
         if artifact is None:
-            say(f"compare: {name} ({side.opened.name}) is asked {rows.num_rows:,} rows")
+            say(f"compare: {name} ({opened.name}) is asked {rows.num_rows:,} rows")
             with store.draft("answers", key, asked) as draft, disk_errors("answers: cannot write"):
-                task, model = load(TASK, Start(side.opened.base, side.opened.path), side.train, precision)
+                task, model = load(opened.task, opened.start, opened.train, precision)
                 table = ask(task, model, rows, part)
                 pq.write_table(table, draft.payload / "answers.parquet")
                 artifact = store.seal(draft)
         else:
-            say(f"compare: {name} ({side.opened.name}) was asked before, {short(artifact.digest)}")
+            say(f"compare: {name} ({opened.name}) was asked before, {short(artifact.digest)}")
     artifact.check()
     return pq.read_table(artifact.payload / "answers.parquet")
+
+
+def digest_rows(rows: pa.Table) -> str:
+    """Of what is asked, whatever file it came from."""
+    return digest_json([{k: v.hex() if isinstance(v, bytes) else v for k, v in row.items()} for row in rows_of(rows)])

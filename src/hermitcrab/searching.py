@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from hermitcrab.recipe import Part, Recipe, Tune
 
 UNSEARCHED = ("train.checkpoint_every", "train.profile")  # they change nothing of the result
-COUNTED = ("train.sequence_length", "train.truncate", "train.template")  # they change what the loss is counted over
+LOSS = (
+    "train.loss",
+    "train.sequence_length",
+    "train.truncate",
+    "train.template",
+)  # they change what is counted as loss
 LARGEST = 256  # settings, where `trials` names no number
 
 
@@ -72,6 +77,8 @@ def instead(key: str) -> str:
         return ", for it changes nothing of the result"
     if "." in key and not key.startswith("train."):
         return ": only keys of train are searched over, for every trial has the same data and the same evaluation"
+    if inside := [path for path in known if path.startswith(f"{key}.")]:
+        return f", which has keys of its own; expected one of: {', '.join(inside)}"
     return did_you_mean(key, known if "." in key else [*Tune.model_fields, *known])
 
 
@@ -87,8 +94,8 @@ def check(recipe: Recipe, tune: Tune) -> None:
     for path, values in tune.values.items():
         _check_values(path, values, known[path])
         size *= len(values)
-    if tune.metric == "loss" and (moved := [path for path in tune.values if path in COUNTED]):
-        raise wrong(("tune", moved[0]), f"tune.{moved[0]} changes what the loss is counted over, so losses cannot be compared; "
+    if tune.metric == "loss" and (moved := [path for path in tune.values if path in LOSS]):
+        raise wrong(("tune", moved[0]), f"tune.{moved[0]} changes what is counted as loss, so losses cannot be compared; "
                     "set tune.metric to a metric of answers")  # fmt: skip
     if size == 1:
         raise wrong(("tune",), "tune has one setting, and a search needs two; give a key several values")

@@ -132,6 +132,7 @@ TRAINING = {
     "validation": [],
     "best_step": 40,
     "template_digest": digest_bytes(b"template"),
+    "fitted": {},
     "seed": 0,
     "stopped": "planned",
 }

@@ -62,6 +62,26 @@ def evaluated():
     return tables, metrics, comparison
 
 
+def counted(labels, tables, seed=0, unparsed=0):
+    """classes.json: the confusions of every model, and figures by class whose intervals are not known for the first."""
+    random, models = np.random.default_rng(seed), {}
+    for model in tables:
+        confusion = random.poisson(9, (len(labels), len(labels))) * (random.random((len(labels), len(labels))) < 0.6)
+        confusion[np.diag_indices(len(labels))] = random.integers(700, 1000, len(labels))
+        per_class = []
+        for i, label in enumerate(labels):
+            n, right = int(confusion[i].sum()) + unparsed, int(confusion[i, i])
+            p, r = right / int(confusion[:, i].sum()), right / n
+            figures = {"precision": p, "recall": r, "f1": 2 * p * r / (p + r)}
+            limits = {
+                k: {"value": v, "low": v - 0.02 if i else None, "high": v + 0.02 if i else None}
+                for k, v in figures.items()
+            }
+            per_class.append({"label": label, "support": n, **limits})
+        models[model] = {"confusion": confusion.tolist(), "unparsed": [unparsed] * len(labels), "per_class": per_class}
+    return {"labels": labels, "split": "test", "models": models}
+
+
 class Sample:
     """Seals artifacts stage by stage; `text(i)` is what row i asks."""
 
@@ -87,10 +107,10 @@ class Sample:
             draft.facts.update({"environment": ENVIRONMENT, "energy": unknown, **(facts or {})})
             self.artifacts[stage] = self.store.seal(draft)
 
-    def ledger(self, name, taken, **dropped):
+    def ledger(self, name, taken, unit="rows", **dropped):
         kept = taken - sum(dropped.values())
         changed = {"normalized": 7} if dropped else {}
-        return {"name": name, "unit": "rows", "taken": taken, "kept": kept, "dropped": dropped, "changed": changed}
+        return {"name": name, "unit": unit, "taken": taken, "kept": kept, "dropped": dropped, "changed": changed}
 
     def collect(self):
         source = {
@@ -131,7 +151,7 @@ class Sample:
             "method": "lora", "steps": 300, "epochs": 2.0, "trainable_parameters": 4884480, "parameters": 134515008,
             "loss_first": 2.3, "loss_last": 0.398,
             "validation": [{"step": s, "loss": 2 * 0.99**s + 0.4} for s in (100, 200, 300)],
-            "best_step": 300, "template_digest": "sha256:" + "3" * 64, "seed": 0, "stopped": "planned",
+            "best_step": 300, "fitted": {}, "template_digest": "sha256:" + "3" * 64, "seed": 0, "stopped": "planned",
         }  # fmt: skip
         parity = {
             "compared": ["base + adapter", "merged (bfloat16)"], "probes": [[1, 2], [3]], "ok": True,
@@ -145,9 +165,15 @@ class Sample:
             "processes": 1,
             "versions": {},
         }
+        tokens = {
+            **self.ledger("train tokens", 52000, "tokens"),
+            "learnt": 900,
+            "end_learnt_share": 1.0,
+            "examples_kept": 300,
+        }
         self.seal(
             "train",
-            {"training.json": training, "parity.json": parity, "ledger.json": [self.ledger("train tokens", 52000)]},
+            {"training.json": training, "parity.json": parity, "ledger.json": [tokens]},
             {"plan": plan},
         )
 
@@ -206,7 +232,90 @@ class Sample:
         }  # fmt: skip
 
 
+FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+
+
+class FromScratch(Sample):
+    """A run that was built on nothing: classes, a verdict against a baseline, rows in the ledger, no parity, no text."""
+
+    labels, unparsed = FASHION, 0
+
+    def collect(self):
+        license = {"found": None, "declared": "MIT", "used": "MIT"}
+        base = {
+            "uri": "scratch", "revision": None, "kind": "scratch", "name": "scratch mlp", "files": [], "license": license,
+            "configuration": {"layers": [784, 128, 64, 10], "activation": "relu"}, "digest": "sha256:" + "6" * 64,
+            "model_type": "mlp", "architecture": "Mlp", "parameters": None, "tensors": None, "dtypes": {}, "notes": [],
+        }  # fmt: skip
+        source = {
+            "uri": "deb:dataset-fashion-mnist=1.0/train-images-idx3-ubyte.gz", "sha256": "sha256:" + "1" * 64, "size": 9,
+            "license": "MIT", "type": "idx", "format": "image-label", "split": "train", "rows_read": 640, "rows_kept": 640,
+        }  # fmt: skip
+        self.seal(
+            "collect", {"base.json": base, "sources.json": [source], "ledger.json": [self.ledger("train rows", 640)]}
+        )
+
+    def train(self):
+        training = {
+            "method": "full", "steps": 300, "epochs": 10.0, "trainable_parameters": 109386, "parameters": 109386,
+            "loss_first": 2.3, "loss_last": 0.398, "validation": [{"step": 300, "loss": 0.5}], "best_step": 300, "seed": 0,
+            "stopped": "planned", "init_commitment": "sha256:" + "7" * 64,
+        }  # fmt: skip
+        self.seal(
+            "train", {"training.json": training, "ledger.json": [{**self.ledger("train rows", 600), "learnt": 600}]}
+        )
+
+    def evaluate(self):
+        tables, metrics, _ = evaluated()
+        tables = {
+            "derived": tables["derived"],
+            "majority": tables["majority"],
+            "logistic-regression": tables["tfidf-logreg"],
+        }
+        names = {"derived": "derived", "majority": "majority", "tfidf-logreg": "logistic-regression"}
+        metrics = [
+            {**m, "model": names[m["model"]], "prompt_digest": None}
+            for m in metrics
+            if m["model"] in names and m["name"] in METRICS[:4]
+        ]
+        comparison = compare(
+            tables, metrics=METRICS[:4], labels=LABELS, resamples=500, base="logistic-regression", prompted=False
+        )
+        files = {"metrics.json": metrics, "comparison.json": comparison, "ledger.json": []}
+        files["classes.json"] = counted(self.labels, tables, unparsed=self.unparsed)
+        self.seal(
+            "evaluate",
+            files,
+            {"cpu_seconds_per_answer": {"derived": 2e-6}},
+            {f"predictions/{model}.parquet": table for model, table in tables.items()},
+        )
+
+    def compress(self):
+        self.seal("compress", {"compression.json": []})
+
+    def record(self):
+        return {**super().record(), "name": "fashion", "task": "image-classification"}
+
+
+@pytest.fixture
+def count_classes():
+    """Makes what `evaluate` leaves as classes.json; ten labels if none are given."""
+    return lambda labels=FASHION, models=("derived",), **options: counted(labels, models, **options)
+
+
+@pytest.fixture
+def from_scratch(tmp_path):
+    """Makes runs that were built on nothing."""
+    return lambda name="scratch", **options: FromScratch(tmp_path / name, **options)
+
+
 @pytest.fixture
 def sample(tmp_path):
     """Makes sample runs, each in a store of its own."""
     return lambda name="store", **options: Sample(tmp_path / name, **options)
+
+
+@pytest.fixture(scope="session")
+def kinds():
+    """The classes of both, for tests that keep what they made."""
+    return {"sample": Sample, "from scratch": FromScratch}

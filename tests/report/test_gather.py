@@ -25,6 +25,13 @@ def test_facts_are_json_and_hold_what_the_artifacts_say(sample):
     assert facts["artifacts"]["train"] == artifacts["train"].digest
 
 
+def test_stages_stand_in_the_order_in_which_they_ran(sample):
+    record, artifacts = sample().run()
+    facts = gather(record, dict(sorted(artifacts.items())))
+    assert list(facts["artifacts"]) == list(artifacts)
+    assert [s["stage"] for s in facts["cost"]["stages"]] == list(facts["artifacts"])
+
+
 def test_each_pair_has_a_verdict_of_its_own(sample):
     pairs = gather(*sample().run())["value"]["pairs"]
     deciding = {p["b"]: p["verdict"] for p in pairs if p["metric"] == "accuracy"}
@@ -51,7 +58,20 @@ def test_texts_are_read_only_where_the_recipe_asks(sample):
     assert [row["row_id"] for row in shown] == gather(*sample("shown", show_text=True).run())["value"]["gained"][:10]
     first = shown[0]
     assert first["question"] == f"secret {int(first['row_id'], 16)}: mail [email]"
-    assert first["derived"] == first["reference"] != first["base"]
+    assert first["answers"]["derived"] == first["reference"] != first["answers"]["base"]
+
+
+def test_what_was_built_on_nothing_is_judged_against_a_named_baseline(from_scratch):
+    facts = gather(*from_scratch(show_text=True).run())
+    assert facts["value"]["against"] == "logistic-regression"
+    assert set(facts["value"]["texts"]["gained"][0]["answers"]) == {"derived", "logistic-regression"}
+    assert facts["value"]["classes"]["labels"][0] == "T-shirt/top"
+    assert facts["added"]["parity"] is None
+
+
+def test_a_setting_of_tokens_is_told_only_of_a_training_that_counts_them(sample, from_scratch):
+    assert gather(*sample().run())["added"]["settings"]["sequence_length"] == 256
+    assert "sequence_length" not in gather(*from_scratch().run())["added"]["settings"]
 
 
 def test_energy_is_summed_where_every_stage_knows_it(sample):

@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 import pytest
 
 from hermitcrab.report.gather import gather
-from hermitcrab.report.page import curve, render, write_page
+from hermitcrab.report.page import render, write_page
+from hermitcrab.report.summary import summary
 
 VOID = {"meta", "line", "circle", "polyline", "br", "link", "img", "input", "hr"}
 LOADS = {"src", "href", "srcset", "data", "action", "poster", "xlink:href", "background"}
@@ -138,15 +139,28 @@ def test_the_page_is_written_whole_or_not_at_all(sample, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
-def test_a_long_curve_is_averaged_and_stays_in_its_box():
-    drawn = curve({"train": [[i, 3 - i / 5000] for i in range(1, 5001)], "validation": [[5000, 2.5]]})
-    points = [tuple(map(float, p.split(","))) for p in drawn["train"].split()] + drawn["validation"]
-    assert len(points) <= 241
-    assert drawn["every"] == 21
-    assert all(drawn["left"] <= x <= drawn["right"] and 0 <= y <= drawn["floor"] for x, y in points)
-    assert points[0][1] < points[-2][1]  # a falling loss goes down
+def test_a_run_from_scratch_says_that_it_was_built_on_nothing(from_scratch):
+    text = Reader(render(gather(*from_scratch().run()))).text
+    for said in (
+        "Better against logistic-regression on the same rows", "nothing: trained from scratch", "committed seed",
+        "sha256:" + "7" * 64, "all 109,386 parameters on 300 rows", "right with derived, wrong with logistic-regression",
+        "layers [784, 128, 64, 10]", "train rows (600)",
+    ):  # fmt: skip
+        assert said in text
+    assert "parity" not in text
+    assert "None" not in text.partition("The whole recipe")[0]
 
 
-def test_one_step_draws_no_curve():
-    assert curve({"train": [[1, 2.0]], "validation": []}) is None
-    assert curve({"train": [], "validation": []}) is None
+def test_the_lines_to_paste_are_few_and_hold_what_matters(sample, from_scratch):
+    facts = gather(*sample().run())
+    told = [f"{name} {text}".strip() for name, text in summary(facts)]
+    assert told == [line.strip() for line in told if "\n" not in line]
+    assert len(told) <= 8
+    assert told[1] == facts["value"]["sentence"]
+    assert told[2].startswith(
+        "Built on: Some Base 135M (134,515,008 parameters, Apache-2.0), pypi:some-base==1.0/model.gguf"
+    )
+    assert told[-1] == "Verify: crab verify package --key publisher.pub.pem"
+    assert ("Built on:", "nothing; initial weights drawn from a committed seed (sha256 777777777777)") in summary(
+        gather(*from_scratch().run())
+    )

@@ -47,6 +47,17 @@ def test_compressed_models_are_told_with_size_and_distance(sample):
     ]  # fmt: skip
 
 
+def test_classes_are_told_in_eighty_columns(from_scratch, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = render(gather(*from_scratch().run()))
+    lines = text.splitlines()
+    assert max(len(line) for line in lines if "sha256:" not in line) <= 80
+    found = [line.split() for line in lines if line.startswith("Ankle boot")]
+    assert [len(row) for row in found] == [12, 9]  # the matrix, and the figures with their intervals
+    assert "nothing; initial weights drawn from a committed seed" in " ".join(text.split())
+    assert "█" in text
+
+
 def test_escape_sequences_and_markup_of_files_reach_no_terminal(sample):
     text = render(gather(*sample(uri="[bold red]x[/]\x1b]0;owned\x07.gguf").run()))
     assert "\x1b" not in text

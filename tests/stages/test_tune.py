@@ -156,11 +156,11 @@ def test_a_killed_search_goes_on_where_it_was_and_gives_the_same(here, capsys, m
 
     original, steps = Fit._step, []
 
-    def die(self: Fit, step: int) -> Any:
+    def die(self: Fit, step: int, tell: bool) -> Any:
         steps.append(step)
         if len(steps) == 7:  # the third step of the second trial; a checkpoint was made after the second
             raise KeyboardInterrupt
-        return original(self, step)
+        return original(self, step, tell)
 
     monkeypatch.setattr(Fit, "_step", die)
     assert crab("run", "small.yaml", capsys=capsys)[0] == 1

@@ -99,10 +99,10 @@ def test_k_steps_and_a_kill_and_a_resume_are_n_steps_bit_for_bit(tmp_path, tiny,
     )
     original = half._step
 
-    def die(step: int) -> Any:
+    def die(step: int, tell: bool) -> Any:
         if step == 7:
             raise KeyboardInterrupt
-        return original(step)
+        return original(step, tell)
 
     half._step = die  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):

@@ -55,10 +55,10 @@ def test_a_killed_training_is_profiled_after_its_resume_and_once_only(tmp_path, 
     half = Fit(session.task, session.ready(model, plan), session.part, plan, tmp_path, session.examples, None)
     original = half._step
 
-    def die(step: int):
+    def die(step: int, tell: bool):
         if step == 3:
             raise KeyboardInterrupt
-        return original(step)
+        return original(step, tell)
 
     half._step = die  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):

@@ -15,11 +15,12 @@ import unicodedata
 from functools import cache
 from typing import Any, Literal
 
-from hermitcrab.data.tables import FORMATS, Splits, answer, dump_messages, question, rows_of
+from hermitcrab.data.tables import BINARY, FORMATS, Splits, answer, dump_messages, question, rows_of
 from hermitcrab.progress import progress
 
 Form = Literal["NFC", "NFKC"]
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_OTHER_ANSWER = {"image-label": "same image, other label"}
 _MEANING = "%&*/\\@#"  # punctuation to Unicode, but not to formulas and code: 2*3 is no other spelling of 2/3
 
 
@@ -70,14 +71,15 @@ def normalize(splits: Splits, form: Form) -> None:
 def _texts(format: str, row: dict[str, Any]) -> list[str]:
     if format == "messages":
         return [message["content"] for message in json.loads(row["messages"])]
-    return [row[column] for column in FORMATS[format]]
+    return [row[column] for column in FORMATS[format] if column not in BINARY]
 
 
 def _normal_row(format: str, row: dict[str, Any], form: Form) -> dict[str, Any]:
     if format == "messages":
         messages = [{**m, "content": normalize_text(m["content"], form)} for m in json.loads(row["messages"])]
         return {**row, "messages": dump_messages(messages)}
-    return {**row, **{column: normalize_text(row[column], form) for column in FORMATS[format]}}
+    texts = [column for column in FORMATS[format] if column not in BINARY]
+    return {**row, **{column: normalize_text(row[column], form) for column in texts}}
 
 
 def exact_dedup(splits: Splits, form: Form) -> None:
@@ -87,6 +89,7 @@ def exact_dedup(splits: Splits, form: Form) -> None:
     smallest row id stays. A question that is answered in two ways keeps one answer, and the others are counted as such.
     """
     answers: dict[bytes, bytes] = {}
+    other = _OTHER_ANSWER.get(splits.format, "same prompt, other completion")
     for split in ("test", "validation", "train"):
         reasons = list[str | None]()
         with progress(f"comparing {split} rows", splits.tables[split].num_rows, "rows") as bar:
@@ -97,7 +100,7 @@ def exact_dedup(splits: Splits, form: Form) -> None:
                     answers[key] = said
                     reasons.append(None)
                 else:
-                    reasons.append("exact duplicate" if answers[key] == said else "same prompt, other completion")
+                    reasons.append("exact duplicate" if answers[key] == said else other)
                 bar.add()
         splits.drop(split, reasons)
 

@@ -23,7 +23,7 @@ ENDINGS = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
     ".txt": "text",
 }  # fmt: skip
-KINDS = ("csv", "tsv", "jsonl", "parquet", "text", "lines")
+KINDS = ("csv", "tsv", "jsonl", "parquet", "text", "lines", "idx")
 
 
 def kind_of(name: str, declared: str = "auto") -> str:

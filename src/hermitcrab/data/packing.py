@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -88,11 +89,17 @@ def step_rows(count: int, per_step: int, step: int, seed: int) -> np.ndarray:
 
     Epoch after epoch, each in an order of its own (Philox keyed by seed and epoch), cut into steps of `per_step`.
     """
-    places = np.arange(step * per_step, (step + 1) * per_step)
-    epochs = places // count
-    rows = np.empty(per_step, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        order = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), int(epoch)])).permutation(count)
-        rows[here] = order[places[here] % count]
+    epoch, start = divmod(step * per_step, count)
+    rows = epoch_order(count, seed, epoch)[start : start + per_step].copy()
+    while len(rows) < per_step:  # the step reaches into the next epoch, or over several small ones
+        epoch += 1
+        rows = np.concatenate([rows, epoch_order(count, seed, epoch)[: per_step - len(rows)]])
     return rows
+
+
+@lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The rows of one epoch in its order; of the last two epochs asked for, without drawing again."""
+    order = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch])).permutation(count)
+    order.flags.writeable = False
+    return order

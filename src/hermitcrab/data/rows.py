@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hermitcrab.data.files import kind_of
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.readers import BadRow, Record, flaw, open_table, shown
-from hermitcrab.data.tables import FORMATS, dump_messages, row_id
+from hermitcrab.data.readers import BadRow, Record, Table, flaw, open_table, shown
+from hermitcrab.data.tables import BINARY, FORMATS, dump_messages, row_id
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean, nearest
 from hermitcrab.progress import progress, warn
 from hermitcrab.recipe import Source
@@ -68,7 +69,16 @@ def check_sources(sources: Iterable[Source]) -> None:
     if len(formats) > 1:
         raise UsageError(f"data: all sources of a recipe share one format. Received: {', '.join(formats)}")
     for source in sources:
-        kind_of(source.path, source.type)
+        kind = kind_of(source.path, source.type)
+        if (kind == "idx") != (source.labels is not None):
+            told = "images of type `idx` need `labels`, the file of their labels"
+            raise UsageError(f"{source.path}: {told if kind == 'idx' else '`labels` is for images of type `idx`'}")
+        if source.labels_sha256 is not None and source.labels is None:
+            raise UsageError(f"{source.path}: `labels_sha256` is for a source with `labels`")
+        if (kind == "idx") != (source.format == "image-label"):
+            raise UsageError(
+                f"{source.path}: type `idx` and format `image-label` go together. Received: type `{kind}`, format `{source.format}`"
+            )
         for wanted in source.columns:
             if wanted not in FORMATS[source.format]:
                 near = did_you_mean(wanted, FORMATS[source.format])
@@ -95,8 +105,9 @@ class Shape:
             cell = Cell(("", text, ""))
         else:
             cell = parse_template(text, where)
-        if wanted == "messages" and cell.alone is None:
-            raise UsageError(f"{where}: expected a column that holds lists of messages. Received: {shown(text)}")
+        if wanted in ("messages", *BINARY) and cell.alone is None:
+            what = "lists of messages" if wanted == "messages" else "images"
+            raise UsageError(f"{where}: expected a column that holds {what}. Received: {shown(text)}")
         for column in cell.columns:
             self._known(column, f"columns: {wanted}")
         return cell
@@ -116,17 +127,20 @@ class Shape:
                 return f"not selected: {column} is not {value}"
         return None
 
-    def row(self, record: Record) -> dict[str, str | None]:
+    def row(self, record: Record) -> dict[str, Any]:
         """The document and the columns of the format.
 
         Raises:
             BadRow: file, row, column, value, expected shape.
         """
         document = self.source.document
-        row: dict[str, str | None] = {"document": (self._text(record, document) or None) if document else None}
+        row: dict[str, Any] = {"document": (self._text(record, document) or None) if document else None}
         for wanted, cell in self.cells.items():
             if wanted == "messages":
                 row[wanted] = dump_messages(_messages(record, cell.parts[1]))
+                continue
+            if wanted in BINARY:
+                row[wanted] = _cell_of(record, cell.parts[1])
                 continue
             texts = [self._text(record, part) if i % 2 else part for i, part in enumerate(cell.parts)]
             row[wanted] = text = "".join(texts)
@@ -200,10 +214,26 @@ def _messages(record: Record, column: str) -> list[dict[str, str]]:
     return value
 
 
+def open_source(source: Source, path: Path, labels: Path | None) -> AbstractContextManager[Table]:
+    """The records of a source, whatever it is."""
+    kind = kind_of(source.path, source.type)
+    if kind == "idx" and labels is not None and source.labels is not None:
+        from hermitcrab.data.idx import open_idx
+
+        return open_idx(path, labels, source.path, source.labels)
+    return open_table(path, source.path, kind)
+
+
 def read_rows(
-    source: Source, path: Path, digest: str, uri: str, ledger: Ledger, on_error: str = "stop"
-) -> Iterator[dict[str, str | None]]:
-    """Rows of a source, each counted as kept or as dropped by reason.
+    source: Source,
+    path: Path,
+    digest: str,
+    uri: str,
+    ledger: Ledger,
+    on_error: str = "stop",
+    labels: Path | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows of a source, each counted as kept or as dropped by reason. `labels` is where `source.labels` lies.
 
     Raises:
         BadRow: at the first bad row, where `on_error` is `stop`.
@@ -211,7 +241,7 @@ def read_rows(
         HermitcrabError: for a file that cannot be read, or of which no row is kept.
     """
     name, first, bad, kept = source.path, None, 0, 0
-    with open_table(path, name, kind_of(name, source.type)) as table, progress(f"reading {name}", unit="rows") as bar:
+    with open_source(source, path, labels) as table, progress(f"reading {name}", unit="rows") as bar:
         shape = Shape(source, table.columns)
         for record in table.read(shape.needed):
             ledger.take(1)

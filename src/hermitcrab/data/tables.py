@@ -1,7 +1,7 @@
 """Row tables: what a row is in each format, and Parquet whose bytes depend on the rows alone.
 
 `row_id` (16 hex digits, of source digest and position), `source` (uri), `document` (null where the source names none),
-and the columns of the format. `messages` is the JSON text of a list of `{role, content}`.
+and the columns of the format. `messages` is the JSON text of a list of `{role, content}`; `image` is the bytes of a PNG.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMATS = {"text": ("text",), "prompt-completion": ("prompt", "completion"), "messages": ("messages",)}
+FORMATS = {
+    "text": ("text",),
+    "prompt-completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "image-label": ("image", "label"),
+}
+BINARY = ("image",)
 SPLITS = ("train", "validation", "test")
 GROUP = 8192  # rows in a row group
 
@@ -30,7 +36,10 @@ def row_id(source_digest: str, position: int) -> str:
 def schema(format: str) -> pa.Schema:
     import pyarrow as pa
 
-    required = [pa.field(name, pa.string(), nullable=False) for name in ("row_id", "source", *FORMATS[format])]
+    required = [
+        pa.field(name, pa.binary() if name in BINARY else pa.string(), nullable=False)
+        for name in ("row_id", "source", *FORMATS[format])
+    ]
     return pa.schema([*required[:2], pa.field("document", pa.string()), *required[2:]])
 
 
@@ -98,17 +107,18 @@ def read_table(path: Path, format: str) -> pa.Table:
 
 
 def question(format: str, row: dict[str, Any]) -> str:
-    """What makes a row the same question as another: the text, the prompt, or every turn but the last."""
+    """What makes a row the same question as another: the text, the prompt, every turn but the last, an image by its digest."""
     if format == "messages":
         return "\n".join(f"{m['role']}\n{m['content']}" for m in json.loads(row["messages"])[:-1])
-    return row[FORMATS[format][0]]
+    asked = row[FORMATS[format][0]]
+    return hashlib.sha256(asked).hexdigest() if isinstance(asked, bytes) else asked
 
 
 def answer(format: str, row: dict[str, Any]) -> str:
-    """What is learnt to say: nothing apart from the text, the completion, or the last turn."""
+    """What is learnt to say: nothing apart from the text, the completion, the last turn, or the label."""
     if format == "messages":
         return json.loads(row["messages"])[-1]["content"]
-    return row["completion"] if format == "prompt-completion" else ""
+    return "" if format == "text" else row[FORMATS[format][1]]
 
 
 @dataclass

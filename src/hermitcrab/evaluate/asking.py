@@ -37,7 +37,7 @@ class Keeper:
 
 
 def base_start(base: dict[str, Any], path: Path, trained: Artifact) -> Start:
-    return Start(base, path, trained.facts.get("init", {}).get("seed"))
+    return Start(base, path, trained.facts.get("init", {}).get("seed"), trained.read("training.json")["fitted"])
 
 
 def derived_start(base: dict[str, Any], trained: Artifact) -> Start:
@@ -47,7 +47,8 @@ def derived_start(base: dict[str, Any], trained: Artifact) -> Start:
         for f in trained.manifest["files"]
         if f["path"].startswith("model/")
     ]
-    return Start({**base, "kind": "safetensors", "files": files}, trained.payload / "model")
+    fitted = trained.read("training.json")["fitted"]
+    return Start({**base, "kind": "safetensors", "files": files}, trained.payload / "model", None, fitted)
 
 
 def load(name: str, start: Start, train: Train, dtype: str) -> tuple[Task, Any]:

@@ -1,4 +1,4 @@
-"""What no neural network is needed for: the commonest answer, and TF-IDF with logistic regression.
+"""What no neural network is needed for: the commonest answer, and logistic regression on words or on numbers.
 
 A fine-tuned model that does not beat these on the same rows has shown nothing. Both are deterministic, and tell what
 they were fitted on.
@@ -6,13 +6,19 @@ they were fitted on.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hermitcrab.errors import HermitcrabError, needs
 from hermitcrab.progress import progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # inverse regularization strengths, tried from strong to weak
 
@@ -97,3 +103,61 @@ def tfidf_logreg(
             "validation_accuracy": tried,
         },
     )
+
+
+def logistic_regression(
+    train: np.ndarray, train_labels: Sequence[str], asked: np.ndarray, max_iter: int = 100
+) -> Baseline:
+    """Multinomial logistic regression on numbers, standardized by the training rows as a whole.
+
+    Args:
+        train: float32 [N, D]; asked: float32 [M, D].
+
+    Raises:
+        HermitcrabError: fewer than two labels, or scikit-learn is not installed.
+    """
+    if len(set(train_labels)) < 2:
+        raise HermitcrabError(
+            "the baseline `logistic-regression` needs training rows of at least two labels. "
+            f"Received: {', '.join(sorted(set(train_labels))) or 'none'}"
+        )
+    regression = needs("sklearn.linear_model", "train").LogisticRegression
+    mean, scale = float(train.mean()), float(train.std()) or 1.0
+    # tol 1e-3: a hundred thousand weights settle in no hundred steps, and the answers long before the weights do.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="lbfgs failed to converge")  # told below
+        model = regression(C=1.0, max_iter=max_iter, tol=1e-3).fit((train - mean) / scale, train_labels)
+    log_p_NC = model.predict_log_proba((asked - mean) / scale) if len(asked) else []
+    return Baseline(
+        [str(model.classes_[row.argmax()]) for row in log_p_NC],
+        [float(row.max()) for row in log_p_NC],
+        {
+            "train_rows": len(train_labels),
+            "features": int(train.shape[1]),
+            "C": 1.0,
+            "C_chosen_on": "nothing; the default",
+            "iterations": int(np.max(model.n_iter_)),
+            "converged": bool(np.max(model.n_iter_) < max_iter),
+        },
+    )
+
+
+def _majority(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -> Baseline:
+    return majority(task.answers(train), task.answers(test))
+
+
+def _tfidf_logreg(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -> Baseline:
+    return tfidf_logreg(task.features(train), task.answers(train), task.features(test),
+                        validation_texts=task.features(validation), validation_labels=task.answers(validation))  # fmt: skip
+
+
+def _logistic_regression(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -> Baseline:
+    return logistic_regression(task.features(train), task.answers(train), task.features(test))
+
+
+BASELINES: dict[str, Callable[[Any, Any, Any, Any], Baseline]] = {
+    "majority": _majority,
+    "tfidf-logreg": _tfidf_logreg,
+    "logistic-regression": _logistic_regression,
+}
+"""By their names in a recipe: (task, training, validation and test rows) -> answers to the test rows."""

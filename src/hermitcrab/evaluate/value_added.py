@@ -38,6 +38,7 @@ def compare(
     derived: str = "derived",
     base: str = "base",
     prompts: Mapping[str, str] | None = None,
+    prompted: bool = True,
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
@@ -53,8 +54,9 @@ def compare(
         validation: base variant → its deciding metric on validation rows, by which the strongest is chosen.
         metrics: in order; the first that both `derived` and `base` can give decides the verdict.
         labels: the choices; without them there are no label metrics.
-        prompts: model → digest of its prompts; those of `derived` and `base` must be equal, unless `own_prompts` lets each
-            model be asked in its own template, which the sentence then says.
+        prompts: model → digest of its prompts; those of `derived` and `base` must be equal, where both were prompted, unless
+            `own_prompts` lets each model be asked in its own template, which the sentence then says.
+        prompted: `base` is a model that another prompt could have made stronger.
 
     Raises:
         HermitcrabError: the models did not answer the same rows, each once, with the same references and prompts.
@@ -68,11 +70,12 @@ def compare(
     check_same_rows([ours, *answers.values()])
     if not len(ours):
         raise HermitcrabError("there are no test rows to compare on")
-    differ = bool(prompts) and base in answers and prompts.get(derived) != prompts.get(base)  # type: ignore[union-attr]
-    if prompts and differ and not own_prompts:
+    asked = prompts or {}
+    differ = base in answers and asked.get(derived) != asked.get(base)
+    if differ and prompted and not own_prompts:
         raise HermitcrabError(
             f"`{derived}` and `{base}` were asked with different prompts "
-            f"({prompts.get(derived)} and {prompts.get(base)}); a difference would say nothing about the weights"
+            f"({asked.get(derived)} and {asked.get(base)}); a difference would say nothing about the weights"
         )
     pairs, skipped = [], []
     for other in answers.values():
@@ -118,8 +121,8 @@ def compare(
             "verdict": judge(deciding[strongest], same, confidence),
         }
     result["unbeaten"] = [m for m in deciding if m not in variants and judge(deciding[m], False, confidence) != BETTER]
-    how = "each in its own template" if differ else "under the same prompt"
-    result["sentence"] = _sentence(result, deciding, base, how)
+    how = "on the same rows" if not prompted else "each in its own template" if differ else "under the same prompt"
+    result["sentence"] = _sentence(result, deciding, base, how, prompted)
     return result
 
 
@@ -227,7 +230,9 @@ def expected_effect(
     }  # fmt: skip
 
 
-def _sentence(result: Mapping[str, Any], deciding: Mapping[str, Mapping[str, Any]], base: str, how: str) -> str:
+def _sentence(
+    result: Mapping[str, Any], deciding: Mapping[str, Mapping[str, Any]], base: str, how: str, prompted: bool
+) -> str:
     pair, strongest, verdict = deciding[base], result["strongest"], result["verdict"]
     name = result["metric"]
     lower = " (lower is better)" if name in metric.LOWER_IS_BETTER else ""
@@ -238,7 +243,9 @@ def _sentence(result: Mapping[str, Any], deciding: Mapping[str, Mapping[str, Any
     )
     if verdict == TIED:
         told += "; every answer is the same"
-    if strongest is None:
+    if not prompted:
+        pass
+    elif strongest is None:
         told += "; whether a stronger prompt of the base would do as well was not measured"
     elif strongest["model"] == base:
         told += "; no other base variant did better on validation rows" if len(strongest["validation"]) > 1 else ""

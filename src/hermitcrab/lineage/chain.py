@@ -16,7 +16,7 @@ from hermitcrab.errors import HermitcrabError
 from hermitcrab.lineage import bom, bundle, card
 from hermitcrab.lineage.licenses import USES, check, refuse, result_license
 from hermitcrab.lineage.sign import CLAIMS, SIGNER
-from hermitcrab.lineage.statements import dependencies_of, files_of, stage_of
+from hermitcrab.lineage.statements import EVALUATED, dependencies_of, files_of, stage_of
 from hermitcrab.models.formats import gguf
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _weights(result: Verification, here: Folder, claims: Claims, record: dict[st
         if file["path"].startswith(("model/", "adapter/")):
             made[file["path"].removeprefix("model/")] = file["sha256"]
     for file in files_of(claims["evaluate"]):
-        if file["path"] in ("metrics.json", "comparison.json"):
+        if file["path"] in EVALUATED:
             made[file["path"]] = file["sha256"]
     for file in files_of(claims["compress"]):
         if file["path"].startswith(COMPRESSED):
@@ -234,11 +234,12 @@ def _rendered(result: Verification, here: Folder, record: dict[str, Any], claims
     training = told["train", "training.json"]
     for name, said, true in (
         ("choices", record.get("choices", []), asked["choices"]),
-        ("template_digest", record["template_digest"], training["template_digest"]),
+        ("fitted", record.get("fitted", {}), training.get("fitted", {})),
+        *((name, record.get(name), training.get(name)) for name in ("template_digest", "preprocessing_digest")),
     ):
         if said != true:
             result.fail("figures", RECORD, f"{RECORD}: names other {name} than the signed claims", here.sound(RECORD))
-    for name in ("metrics.json", "comparison.json"):
+    for name in (name for name in EVALUATED if ("evaluate", name) in told):
         if here.json(name) != told["evaluate", name]:
             result.fail("figures", name, f"{name}: not what the evaluate claim tells", here.sound(name))
     if record["made_by"]["hermitcrab"] != version("hermitcrab"):

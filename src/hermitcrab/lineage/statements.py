@@ -23,8 +23,8 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:hermitcrab:stage:{}:v1"
 BUILDER = "urn:hermitcrab:builder"
-BYPRODUCTS = ("ledger.json", "trials.json", "training.json", "parity.json", "metrics.json", "comparison.json",
-              "compression.json")  # fmt: skip
+EVALUATED = ("metrics.json", "comparison.json", "classes.json")  # what an evaluation leaves and a package carries on
+BYPRODUCTS = ("ledger.json", "trials.json", "training.json", "parity.json", *EVALUATED, "compression.json")
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 

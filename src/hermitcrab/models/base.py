@@ -14,7 +14,7 @@ import yaml
 
 from hermitcrab.digest import describe_files, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError
-from hermitcrab.models import ggml
+from hermitcrab.models import architectures, ggml
 from hermitcrab.models.formats import Weights, open_weights
 from hermitcrab.models.tokenizer import FILES as TOKENIZER_FILES
 from hermitcrab.models.tokenizer import TextTokenizer, read_json_file, read_tokenizer
@@ -28,25 +28,27 @@ NO_LICENSE = ("", "other", "unknown", "none", "unlicensed", "noassertion")
 REFUSED_CONFIG = {"quantization_config": "is quantized in a way that cannot be trained"}
 
 
-def describe(path: Path, resolved: Resolved, part: Base) -> dict[str, Any]:
+def describe(path: Path, resolved: Resolved, part: Base, reads_text: bool = True) -> dict[str, Any]:
     """`base.json`: files with digests, license, architecture, sizes.
 
-    For `scratch`, `path` is where the tokenizer's reference was found.
+    For `scratch`, `path` is where the tokenizer's reference was found. `reads_text`: the model needs a tokenizer.
 
     Raises:
         HermitcrabError: a damaged or unsupported base, or a license that is neither found nor declared.
     """
     if resolved.kind == "scratch":
-        return _describe_scratch(path, resolved, part)
-    return _describe_model(path, resolved, part)
+        return _describe_scratch(path, resolved, part, reads_text)
+    return _describe_model(path, resolved, part, reads_text)
 
 
-def _describe_model(path: Path, resolved: Resolved, part: Base) -> dict[str, Any]:
+def _describe_model(path: Path, resolved: Resolved, part: Base, reads_text: bool) -> dict[str, Any]:
     with progress("reading headers", unit="files"):
         weights = open_weights(path)
     root = path if path.is_dir() else path.parent
     notes: list[str] = []
     if weights.format == "gguf":
+        if not reads_text:
+            raise HermitcrabError(f"{path}: a GGUF file holds a language model; expected a folder with safetensors")
         config, kind = ggml.configuration(weights), "gguf"
         ggml.tensor_names(weights)
         names = [file.relative_to(root).as_posix() for file in weights.files]
@@ -54,9 +56,11 @@ def _describe_model(path: Path, resolved: Resolved, part: Base) -> dict[str, Any
         if not path.is_dir():
             raise HermitcrabError(f"{path}: weights alone are no model; give the folder with config.json and tokenizer")
         config, kind = read_config(path), "safetensors"
-        names = _weight_names(path, weights, notes) + _present(path, (*CONFIG_FILES, *TOKENIZER_FILES))
-    tokenizer = read_tokenizer(path)
-    _check_ids(path, tokenizer, config)
+        beside = (*CONFIG_FILES, *(TOKENIZER_FILES if reads_text else ()))
+        names = _weight_names(path, weights, notes) + _present(path, beside)
+    tokenizer = read_tokenizer(path) if reads_text else None
+    if tokenizer:
+        _check_ids(path, tokenizer, config)
     files = _digests(root, names)
     return {
         "uri": resolved.uri,
@@ -72,24 +76,27 @@ def _describe_model(path: Path, resolved: Resolved, part: Base) -> dict[str, Any
         "tensors": len(weights.tensors),
         "dtypes": weights.dtypes,
         "shape": shape(config),
-        "chat_template_digest": tokenizer.template_digest,
+        "chat_template_digest": tokenizer.template_digest if tokenizer else None,
         "notes": notes,
     }
 
 
-def _describe_scratch(path: Path, resolved: Resolved, part: Base) -> dict[str, Any]:
-    if not part.architecture or not isinstance(part.architecture.get("model_type"), str) or not part.tokenizer:
-        raise UsageError(
-            "base.path `scratch` needs base.architecture with its model_type, and base.tokenizer, a reference"
-        )
-    tokenizer = read_tokenizer(path)
-    root = path if path.is_dir() else path.parent
-    size = tokenizer.backend.get_vocab_size()
-    config = {"vocab_size": size, **checked_config(part.architecture, "base.architecture")}
-    for name in ("bos_token", "eos_token", "pad_token"):
-        config.setdefault(f"{name}_id", tokenizer.id(name))
-    _check_ids(path, tokenizer, config)
-    files = _digests(root, _present(path, TOKENIZER_FILES) if (path / "tokenizer.json").exists() else [path.name])
+def _describe_scratch(path: Path, resolved: Resolved, part: Base, reads_text: bool) -> dict[str, Any]:
+    if not part.architecture or not isinstance(part.architecture.get("model_type"), str):
+        raise UsageError("base.path `scratch` needs base.architecture with its model_type")
+    config = checked_config(part.architecture, "base.architecture")
+    files: list[dict[str, Any]] = []
+    notes: list[str] = []
+    template_digest = None
+    if reads_text:
+        tokenizer = read_tokenizer(path)
+        root = path if path.is_dir() else path.parent
+        config = {"vocab_size": tokenizer.backend.get_vocab_size(), **config}
+        for name in ("bos_token", "eos_token", "pad_token"):
+            config.setdefault(f"{name}_id", tokenizer.id(name))
+        _check_ids(path, tokenizer, config)
+        files = _digests(root, _present(path, TOKENIZER_FILES) if (path / "tokenizer.json").exists() else [path.name])
+        notes, template_digest = [f"tokenizer of {path.name}"], tokenizer.template_digest
     if not part.license:
         raise HermitcrabError("base.path `scratch`: nothing declares a license for the new weights; set base.license")
     return {
@@ -107,8 +114,8 @@ def _describe_scratch(path: Path, resolved: Resolved, part: Base) -> dict[str, A
         "tensors": None,
         "dtypes": {},
         "shape": shape(config),
-        "chat_template_digest": tokenizer.template_digest,
-        "notes": [f"tokenizer of {path.name}"],
+        "chat_template_digest": template_digest,
+        "notes": notes,
     }
 
 
@@ -144,7 +151,7 @@ def checked_config(config: Any, where: str) -> dict[str, Any]:
             continue
         parts = key.endswith("_config") and isinstance(value, dict)
         checked[key] = checked_config({"model_type": "", **value}, f"{where}: {key}") if parts else value
-    return checked
+    return architectures.complete(checked, where)
 
 
 def _architecture(config: dict[str, Any]) -> str | None:

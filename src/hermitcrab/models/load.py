@@ -19,7 +19,7 @@ import numpy as np
 
 from hermitcrab.digest import digest_file
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.models import ggml
+from hermitcrab.models import architectures, ggml
 from hermitcrab.models.base import read_config
 from hermitcrab.models.formats import PICKLES, Weights, open_weights
 from hermitcrab.models.formats.weights import Stamp
@@ -31,11 +31,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 PROBES = ("It's 1,234.5 km\n\n  to  Zürich", "def f(x):\n\treturn x ** 2", "寄居蟹住在壳里。", "IT'LL CamelCase 99")
+KINDS = {"CAUSAL_LM": "causal language model", "IMAGE_CLASSIFICATION": "image classifier"}
 SLACK = 1.02  # parameters that a configuration may have beyond those in the file
 
 
-def load_model(base: dict[str, Any], path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal language model of a base, in `dtype`, in evaluation mode.
+def load_model(
+    base: dict[str, Any], path: Path, dtype: torch.dtype, kind: str = "CAUSAL_LM", config: dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """The model of a base, in `dtype`, in evaluation mode.
+
+    Args:
+        kind: which of transformers' mappings it comes from (`MODEL_FOR_…_MAPPING`).
+        config: what its configuration must say besides what the files say.
 
     Raises:
         HermitcrabError: a file that is not the recorded one, or weights that do not fit their configuration.
@@ -44,22 +51,24 @@ def load_model(base: dict[str, Any], path: Path, dtype: torch.dtype) -> PreTrain
         weights = open_weights(path)
         if weights.format == "gguf":
             beside = any(file["path"] == "generation_config.json" for file in base["files"])
-            config, generation = ggml.configuration(weights), _generation(path.parent) if beside else None
-            tensors = _gguf_tensors(weights, config, dtype)
+            values, generation = ggml.configuration(weights), _generation(path.parent) if beside else None
+            tensors = _gguf_tensors(weights, values, dtype)
         else:
-            config, generation = read_config(path), _generation(path)
+            values, generation = read_config(path), _generation(path)
             tensors = _plain_tensors(weights)
-        return _assemble(path, weights, config, tensors, generation, dtype)
+        return _assemble(path, weights, {**values, **(config or {})}, tensors, generation, dtype, kind)
 
 
-def init_model(base: dict[str, Any], path: Path, seed: int) -> PreTrainedModel:
-    """A model with new weights (float32), drawn from `seed` alone."""
+def init_model(
+    base: dict[str, Any], path: Path, seed: int, kind: str = "CAUSAL_LM", config: dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """A model with new weights (float32), drawn from `seed` alone. `kind` and `config` as for `load_model`."""
     import torch
 
     with verified(base, path), quiet(), torch.random.fork_rng(devices=[]), library_errors("base.architecture"):
         torch.manual_seed(seed)
-        config = _config(base["configuration"], "base.architecture")
-        return _model_class(config, "base.architecture")(config).float().eval()
+        made = _config({**base["configuration"], **(config or {})}, "base.architecture")
+        return _model_class(made, "base.architecture", kind)(made).float().eval()
 
 
 def load_text(base: dict[str, Any], path: Path) -> TextTokenizer:
@@ -170,18 +179,20 @@ def _config(values: dict[str, Any], where: object) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    architectures.register(values["model_type"])
     if values["model_type"] not in CONFIG_MAPPING:
         raise HermitcrabError(f"{where}: transformers has no model type {values['model_type']!r}")
     with library_errors(where):
         return AutoConfig.for_model(**values)
 
 
-def _model_class(config: Any, where: object) -> Any:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+def _model_class(config: Any, where: object, kind: str) -> Any:
+    import transformers
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise HermitcrabError(f"{where}: {config.model_type} is no causal language model")
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    mapping = getattr(transformers, f"MODEL_FOR_{kind}_MAPPING")
+    if type(config) not in mapping:
+        raise HermitcrabError(f"{where}: {config.model_type} is no {KINDS[kind]}")
+    return mapping[type(config)]
 
 
 def _generation(folder: Path) -> Any:
@@ -225,7 +236,13 @@ def _plain_tensors(weights: Weights) -> dict[str, torch.Tensor]:
 
 
 def _assemble(
-    path: Path, weights: Weights, values: dict[str, Any], tensors: dict[str, Any], generation: Any, dtype: torch.dtype
+    path: Path,
+    weights: Weights,
+    values: dict[str, Any],
+    tensors: dict[str, Any],
+    generation: Any,
+    dtype: torch.dtype,
+    kind: str,
 ) -> PreTrainedModel:
     """The model of that configuration with those tensors; each parameter has one, each tensor has a place."""
     import torch
@@ -236,15 +253,15 @@ def _assemble(
             f"{path}: the configuration asks for {depth:,} layers, the weights have {len(tensors):,} tensors"
         )
     config = _config(values, path)
-    kind = _model_class(config, path)
+    model_class = _model_class(config, path, kind)
     with library_errors(path):
         with torch.device("meta"):
-            wanted = sum(p.numel() for p in kind(config).parameters())
+            wanted = sum(p.numel() for p in model_class(config).parameters())
         if wanted > weights.parameters * SLACK + 1024:
             raise HermitcrabError(
                 f"{path}: the configuration asks for {wanted:,} parameters, the weights have {weights.parameters:,}"
             )
-        model, told = kind.from_pretrained(
+        model, told = model_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):

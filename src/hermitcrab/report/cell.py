@@ -10,53 +10,45 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hermitcrab.report import words
+from hermitcrab.report import summary, words
 from hermitcrab.report.gather import value_of
-from hermitcrab.report.page import TONES, searched, without_verdict
-from hermitcrab.report.terminal import about_comparison, added_words, cost_words, near
+from hermitcrab.report.page import fill, searched
+from hermitcrab.report.terminal import about_comparison, near
+from hermitcrab.report.value import TONES, value
 from hermitcrab.store import write_atomic
 
 if TYPE_CHECKING:
     from hermitcrab.lineage.verify import Verification
 
-PAGE = (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    '<meta name="color-scheme" content="light dark"><meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; style-src 'unsafe-inline'\"><title>{}</title></head>\n<body>\n{}</body></html>\n"
-)
-
 
 def run_cell(facts: Mapping[str, Any]) -> str:
     """Of `gather`'s facts: the verdict, every model, the settings searched, what it is built on, and where it lies."""
-    value, base = facts["value"], facts["base"]
+    found, base = facts["value"], facts["base"]
     folder = near(Path(facts["folder"]))
     rows = [
-        ("built on", f"{base['name']} ({words.count(base['parameters'])} parameters, {base['license']['used']})"),
-        ("from", base["uri"]),
+        ("built on", summary.built_on(base, facts["added"])),
         ("digest", base["digest"]),
-        ("added", added_words(facts["added"])),
-        ("cost", cost_words(facts["cost"])),
+        ("added", summary.added(facts["added"], facts["data"])),
+        ("cost", f"{summary.work(facts['cost'])}; energy {summary.energy(facts['cost'])}"),
         ("report", folder / "report.html"),
         ("package", folder / "package"),
         *([("profile", near(Path(facts["profile"]["folder"])))] if facts["profile"] else []),
     ]
-    tables = [models_table(value)]
+    tables = [models_table(found)]
     if facts["trials"]:
-        found = searched(facts["trials"])
-        tables.append({**found, "title": "Settings searched on validation rows"})
+        tables.append({**searched(facts["trials"]), "title": "Settings searched on validation rows"})
     return _cell(
         title=facts["name"],
         under=" · ".join(str(x) for x in (facts["task"], facts["finished"], facts["license"]) if x),
-        verdict=value["verdict"], sentence=without_verdict(value["sentence"], value["verdict"]), tables=tables, facts=rows,
+        verdict=found["verdict"], sentence=summary.split_verdict(found)[1], tables=tables, facts=rows,
     )  # fmt: skip
 
 
 def comparison_cell(told: Mapping[str, Any]) -> str:
     """Of two models on the same rows."""
-    names = [told["models"][side]["name"] for side in ("derived", "base")]
     return _cell(
-        title=f"{names[0]} beside {names[1]}", under=f"{told['on']['rows']:,} rows of {told['on']['uri']}",
-        verdict=told["verdict"], sentence=without_verdict(told["sentence"], told["verdict"]),
+        title=_beside(told), under=f"{told['on']['rows']:,} rows of {told['on']['uri']}",
+        verdict=told["verdict"], sentence=summary.split_verdict(told)[1],
         tables=[models_table(value_of(told, told["metrics"]))], facts=about_comparison(told),
     )  # fmt: skip
 
@@ -72,13 +64,13 @@ def verification_cell(name: str, found: Verification) -> str:
     )  # fmt: skip
 
 
-def models_table(value: Mapping[str, Any]) -> dict[str, Any]:
+def models_table(found: Mapping[str, Any]) -> dict[str, Any]:
     """Every model with every metric; the deciding one first, with its interval and the difference."""
-    deciding = value["metric"] or next(iter(value["metrics"]), None)
-    others = [name for name in value["metrics"] if name != deciding]
-    pairs = {pair["b"]: pair for pair in value["pairs"] if pair["metric"] == deciding}
+    deciding = found["metric"] or next(iter(found["metrics"]), None)
+    others = [name for name in found["metrics"] if name != deciding]
+    pairs = {pair["b"]: pair for pair in found["pairs"] if pair["metric"] == deciding}
     rows = []
-    for model in value["models"]:
+    for model in found["models"]:
         figures, pair = model["figures"], pairs.get(model["model"])
         if deciding not in figures:
             continue
@@ -88,19 +80,24 @@ def models_table(value: Mapping[str, Any]) -> dict[str, Any]:
             f"{words.signed(pair['difference'])} ({words.signed_interval(pair['low'], pair['high'])})" if pair else "",
             *(words.number(figures[name]["value"]) if name in figures else words.DASH for name in others),
         ])  # fmt: skip
-    head = ["model", str(deciding), f"{value['confidence']:.0%} interval", "derived minus this", *others]
+    head = ["model", str(deciding), f"{found['confidence']:.0%} interval", "derived minus this", *others]
     return {"title": "", "head": head, "rows": rows, "figures": [1, *range(4, len(head))]}
 
 
 def write_comparison(told: Mapping[str, Any], path: Path) -> None:
-    """The comparison as a page of its own; nobody ever sees half of it."""
-    write_atomic(path, PAGE.format("two models on the same rows", comparison_cell(told)).encode())
+    """The comparison as a page of its own, laid out as that of a run; nobody ever sees half of it."""
+    told = words.plain(told)
+    shown = {
+        "title": _beside(told), "under": f"{told['on']['rows']:,} rows of {told['on']['uri']}", "sentence": told["sentence"],
+        "value": value(value_of(told, told["metrics"])), "about": about_comparison(told),
+    }  # fmt: skip
+    write_atomic(path, fill("comparison.html", shown).encode())
+
+
+def _beside(told: Mapping[str, Any]) -> str:
+    return " beside ".join(told["models"][side]["name"] for side in ("derived", "base"))
 
 
 def _cell(*, verdict: str, tone: str | None = None, facts: Sequence[tuple[str, Any]], **shown: Any) -> str:
-    import jinja2
-
-    engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = engine.from_string((Path(__file__).parent / "cell.html").read_text(encoding="utf-8"))
     told = words.plain({**shown, "verdict": verdict, "facts": [[name, str(text)] for name, text in facts if text]})
-    return template.render(**told, tone=tone or TONES[verdict])
+    return fill("cell.html", {**told, "tone": tone or TONES[verdict]})

@@ -17,7 +17,26 @@ from hermitcrab.evaluate.value_added import judge
 from hermitcrab.report.words import excerpt, plain
 from hermitcrab.store import Artifact
 
-SETTINGS = ("learning_rate", "schedule", "sequence_length", "batch_size", "accumulate", "final_dtype")
+SETTINGS = (
+    "optimizer",
+    "loss",
+    "learning_rate",
+    "schedule",
+    "sequence_length",
+    "batch_size",
+    "accumulate",
+    "final_dtype",
+)
+OF_TOKENS = ("sequence_length",)  # says nothing of a training that counts no tokens
+STAGES = (
+    "collect",
+    "prepare",
+    "tune",
+    "train",
+    "evaluate",
+    "compress",
+    "package",
+)  # the order in which a reader follows them
 TEXTS = 10  # rows whose text is shown, of the gained and of the lost
 
 
@@ -28,6 +47,8 @@ def gather(run: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[st
         run: `{name, task, folder, recipe, artifacts: {stage: key}}`, and `reused` where stages were.
         artifacts: the sealed artifacts that there are, by stage.
     """
+    place = {stage: i for i, stage in enumerate(STAGES)}
+    artifacts = {stage: artifacts[stage] for stage in sorted(artifacts, key=lambda s: place.get(s, len(place)))}
     facts = {stage: artifact.facts for stage, artifact in artifacts.items()}
     collected, trained = artifacts.get("collect"), artifacts.get("train")
     return plain(
@@ -63,26 +84,38 @@ def _clock(seconds: float | None) -> str | None:
 def _added(recipe: Mapping[str, Any], prepared: Artifact, trained: Artifact) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
+    training, settings, parts = trained.read("training.json"), recipe["train"], _optional(trained, "ledger.json") or []
+    tokens = any("tokens" in entry["unit"] for entry in parts)
     return {
-        **trained.read("training.json"),
+        **training,
         "rows": pq.read_metadata(prepared.payload / "train.parquet").num_rows,
         "settings": {
-            **({"LoRA": recipe["train"]["lora"]} if recipe["train"]["method"] == "lora" else {}),
-            **{key: recipe["train"][key] for key in SETTINGS},
+            **({"LoRA": settings["lora"]} if training["method"] == "lora" else {}),
+            **{key: settings[key] for key in SETTINGS if key in settings and (tokens or key not in OF_TOKENS)},
         },
-        "parity": trained.read("parity.json"),
-    }  # fmt: skip
+        "parity": _optional(trained, "parity.json"),
+    }
+
+
+def _optional(artifact: Artifact, name: str) -> Any:
+    """A document that not every task leaves; None where it is not there."""
+    return artifact.read(name) if any(f["path"] == name for f in artifact.manifest["files"]) else None
 
 
 def _value(recipe: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    evaluated = artifacts["evaluate"]
-    comparison, show = evaluated.read("comparison.json"), recipe["report"]["show_text"]
-    texts = {which: _texts(comparison[which], artifacts) for which in ("gained", "lost")} if show else None
-    return value_of(comparison, evaluated.read("metrics.json"), texts)
+    evaluated, show = artifacts["evaluate"], recipe["report"]["show_text"]
+    comparison = evaluated.read("comparison.json")
+    found = value_of(comparison, evaluated.read("metrics.json"), classes=_optional(evaluated, "classes.json"))
+    if show and (against := found["against"]):
+        found["texts"] = {which: _texts(comparison[which], against, artifacts) for which in ("gained", "lost")}
+    return found
 
 
 def value_of(
-    comparison: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], texts: Mapping[str, Any] | None = None
+    comparison: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    texts: Mapping[str, Any] | None = None,
+    classes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """comparison.json, each pair with a verdict of its own, and the metrics as a table of models."""
     pairs = [{**p, "verdict": judge(p, False, comparison["confidence"])} for p in comparison["pairs"]]
@@ -92,10 +125,12 @@ def value_of(
         row["figures"][entry["name"]] = {k: entry[k] for k in ("value", "low", "high", "version", "prompt_digest")}
     return {
         **comparison,
+        "against": _against(comparison),
         "pairs": pairs,
         "metrics": list(dict.fromkeys(entry["name"] for entry in metrics)),
         "models": list(models.values()),
         "split": metrics[0]["split"] if metrics else None,
+        "classes": classes,
         "texts": texts,
     }
 
@@ -106,7 +141,16 @@ def profile(trained: Artifact) -> dict[str, Any] | None:
     return {"folder": str(trained.path / "facts" / told["folder"]), "files": told["files"]} if told else None
 
 
-def _texts(row_ids: list[str], artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
+def _against(comparison: Mapping[str, Any]) -> str | None:
+    """The model that the verdict is about: the base, or, where nothing was built on, a named baseline."""
+    deciding = {p["b"]: p for p in comparison["pairs"] if p["metric"] == comparison["metric"]}
+    if "base" in deciding or not deciding:
+        return "base" if deciding else None
+    gained, lost = len(comparison["gained"]), len(comparison["lost"])
+    return next((b for b, p in deciding.items() if (p["gained"], p["lost"]) == (gained, lost)), next(iter(deciding)))
+
+
+def _texts(row_ids: list[str], against: str, artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     """Question, reference and both answers of the first rows, e-mail addresses and telephone numbers masked."""
     import pyarrow.parquet as pq
 
@@ -116,8 +160,9 @@ def _texts(row_ids: list[str], artifacts: Mapping[str, Artifact]) -> list[dict[s
     rows = pq.read_table(artifacts["prepare"].payload / "test.parquet", filters=[("row_id", "in", wanted)])
     found = {row["row_id"]: row for row in rows.to_pylist()}
     answers: dict[str, dict[str, Any]] = {}
-    for model in ("derived", "base"):
-        table = pq.read_table(artifacts["evaluate"].payload / "predictions" / f"{model}.parquet")
+    for model in ("derived", against):
+        file = "-".join("".join(c if c.isalnum() else " " for c in model).split())  # as `evaluate` names it
+        table = pq.read_table(artifacts["evaluate"].payload / "predictions" / f"{file}.parquet")
         answers[model] = {r["row_id"]: r for r in table.to_pylist() if r["row_id"] in wanted}
     if missing := sorted(wanted - found.keys()):
         raise HermitcrabError(f"report: row {missing[0]} was evaluated and is not in the prepared test rows; run again")
@@ -126,8 +171,7 @@ def _texts(row_ids: list[str], artifacts: Mapping[str, Artifact]) -> list[dict[s
             "row_id": row,
             "question": excerpt(_question(found[row])),
             "reference": excerpt(answers["derived"][row]["reference"]),
-            "derived": excerpt(answers["derived"][row]["prediction"] or ""),
-            "base": excerpt(answers["base"][row]["prediction"] or ""),
+            "answers": {model: excerpt(told[row]["prediction"] or "") for model, told in answers.items()},
         }
         for row in row_ids[:TEXTS]
     ]
@@ -136,15 +180,14 @@ def _texts(row_ids: list[str], artifacts: Mapping[str, Artifact]) -> list[dict[s
 def _question(row: Mapping[str, Any]) -> str:
     if "messages" in row:
         return "\n".join(m["content"] for m in json.loads(row["messages"])[:-1])
-    return row["prompt"] if "prompt" in row else row["text"]
+    return row.get("prompt") or row.get("text") or ""  # a picture has no words
 
 
 def _ledger(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     return [
         {"stage": stage, **entry}
         for stage, artifact in artifacts.items()
-        if any(f["path"] == "ledger.json" for f in artifact.manifest["files"])
-        for entry in artifact.read("ledger.json")
+        for entry in _optional(artifact, "ledger.json") or []
     ]
 
 

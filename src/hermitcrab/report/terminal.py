@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hermitcrab.report import words
+from hermitcrab.report import summary, words
+from hermitcrab.report.charts import sparkline
+from hermitcrab.report.classes import classes
 
 if TYPE_CHECKING:
     from hermitcrab.lineage.verify import Verification
@@ -23,33 +25,32 @@ WIDEST = 110
 
 
 def render(facts: Mapping[str, Any]) -> str:
-    """A run in short: built on, added, worth, cost, and how to verify."""
+    """A run in short: worth, compressed forms, classes, built on, added, ledger, cost, and how to verify."""
     head = " · ".join(str(x) for x in (facts["name"], facts["task"], facts["finished"], facts["license"]) if x)
     parts = [head]
-    if facts["value"]:
-        parts.append(_wrap(facts["value"]["sentence"]))
-        parts.append(_models(facts["value"]))
+    if value := facts["value"]:
+        parts.append(_wrap(value["sentence"]))
+        parts.append(_models(value))
+        parts += _classes(classes(value["classes"], "derived"))
     if facts["trials"]:
         parts.append(render_trials(facts["trials"]))
     if facts["compressed"]:
         parts.append(_compressed(facts["compressed"]))
     if base := facts["base"]:
+        added = facts["added"]
         parts.append(_pairs([
-            ("built on", f"{base['name']} ({words.count(base['parameters'])} parameters, {base['license']['used']})"),
-            ("from", base["uri"]),
+            ("built on", summary.built_on(base, added)),
             ("digest", base["digest"]),
-            *([("added", added_words(facts["added"]))] if facts["added"] else []),
+            *([("added", summary.added(added, facts["data"])), ("loss", _loss(facts["curve"], added))] if added else []),
             *_ledger(facts["ledger"]),
-            ("cost", cost_words(facts["cost"])),
+            ("cost", _cost(facts["cost"])),
         ]))  # fmt: skip
     if profile := facts["profile"]:
         where, names = near(Path(profile["folder"])), ", ".join(profile["files"])
         parts.append(f"profile {where}: {names}\n        tensorboard --logdir {where}, or chrome://tracing")
     folder = near(Path(facts["folder"]))
-    parts.append(
-        f"report  {folder / 'report.html'}\nverify  crab verify {folder / 'package'}"
-        + (" --key PUBLIC-KEY.pem" if facts["signed"] else "")
-    )
+    key = " --key PUBLIC-KEY.pem" if facts["signed"] else ""
+    parts.append(f"report  {folder / 'report.html'}\nverify  crab verify {folder / 'package'}{key}")
     return "\n\n".join(parts)
 
 
@@ -98,20 +99,46 @@ def _compressed(entries: Sequence[Mapping[str, Any]]) -> str:
         limits = words.signed_interval(parity["low"], parity["high"])
         rows.append([
             f"{entry['format']} {entry['type']}", words.size(entry["size"]), f"{words.signed(parity['difference'])}  ({limits})",
-            words.turned(parity), words.number(parity["mean_kl"]), f"{parity['top1_agreement']:.1%}",
+            words.turned(parity), words.number(parity.get("mean_kl")), words.percent(parity.get("top1_agreement")),
         ])  # fmt: skip
     name = entries[0]["parity"]["metric"]
     return _table(["compressed", "size", f"{name}, minus uncompressed", "answers changed", "mean KL", "same token"],
                   rows, right=(1, 4, 5))  # fmt: skip
 
 
-def added_words(added: Mapping[str, Any]) -> str:
-    lora = added["settings"].get("LoRA")
-    how = f"LoRA rank {lora['rank']}" if lora else "all weights"
-    return (
-        f"{how}, {added['trainable_parameters']:,} parameters trained on {added['rows']:,} rows, "
-        f"{added['steps']:,} steps; loss {words.number(added['loss_first'])} → {words.number(added['loss_last'])}"
-    )
+def _classes(found: Mapping[str, Any] | None) -> list[str]:
+    """The confusion matrix, or where it has too many labels its largest entries; and the figures by class."""
+    if not found:
+        return []
+    from rich.cells import cell_len, set_cell_size
+
+    if found["matrix"]:
+        extra = ["no label"] if found["unparsed"] else []
+        names = [*found["labels"], *extra]
+        room = (_width() - max(map(cell_len, found["labels"])) - 2) // len(
+            names
+        ) - 2  # of a column; its label is cut to it
+        head = ["right ↓", *(set_cell_size(name, min(cell_len(name), max(2, room))) for name in names)]
+        cells = [[*row["cells"], *([row["unparsed"]] if extra else [])] for row in found["matrix"]]
+        rows = [
+            [row["label"], *(str(c["count"]) for c in each)] for row, each in zip(found["matrix"], cells, strict=True)
+        ]
+        told = _table(head, rows, right=range(1, len(head)))
+    else:
+        told = _table(
+            ["right label", "answer", "rows"], [[a, b, f"{n:,}"] for a, b, n in found["confusions"]], right=(2,)
+        )
+    table = [[label, support, *(" ".join(score) for score in scores)] for label, support, scores in found["table"]]
+    return [told, _table(["class", "rows", "precision", "recall", "f1"], table, right=(1,))]
+
+
+def _cost(found: Mapping[str, Any]) -> str:
+    return f"{summary.work(found)}; energy {summary.energy(found)}"
+
+
+def _loss(curve: Mapping[str, Any] | None, added: Mapping[str, Any]) -> str:
+    drawn = sparkline([loss for _, loss in curve["train"]]) if curve else ""
+    return f"{words.number(added['loss_first'])} {drawn} {words.number(added['loss_last'])}"
 
 
 def _ledger(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -120,7 +147,7 @@ def _ledger(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     for entry in ledger:
         if entry["dropped"] or entry["changed"]:
             notes = [f"dropped {words.reasons(entry['dropped'])}"] if entry["dropped"] else []
-            notes += [words.kept_but(entry)]
+            notes += [told_of] if (told_of := words.kept_but(entry)) != words.DASH else []
             told.append(
                 (
                     f"{entry['stage']}",
@@ -128,13 +155,6 @@ def _ledger(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
                 )
             )
     return told
-
-
-def cost_words(cost: Mapping[str, Any]) -> str:
-    energy = f"{cost['joules'] / 3600:,.2f} Wh" if cost["joules"] is not None else f"energy {cost['energy_method']}"
-    per = cost["cpu_seconds_per_answer"].get("derived")
-    answer = f", {words.seconds(per)} of it an answer" if per is not None else ""
-    return f"{words.seconds(cost['cpu_seconds'])} of processor time{answer}; {energy}"
 
 
 def render_plan(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -172,7 +192,7 @@ def render_package(folder: Path, package: Mapping[str, Any]) -> str:
         ("built on", f"{base['name']} ({base['license']})"),
         ("from", base["uri"]),
         ("digest", base["digest"]),
-        ("searched", _searched(package.get("trials", ()))),
+        ("searched", summary.searched(package.get("trials", ()))),
         ("compressed", ", ".join(f"{c['file']} ({words.size(c['size'])})" for c in package.get("compressed", ()))),
         ("data", ", ".join(f"{d['uri']} ({d['split']}, {d['license']})" for d in package["data"])),
     ]
@@ -180,14 +200,6 @@ def render_package(folder: Path, package: Mapping[str, Any]) -> str:
         _pairs([(k, str(v)) for k, v in told if v])
         + f"\n\nThis is what the package says. To check it: crab verify {folder}"
     )
-
-
-def _searched(trials: Sequence[Mapping[str, Any]]) -> str:
-    if not trials:
-        return ""
-    first, best = trials[0], next(trial for trial in trials if trial["chosen"])
-    settings = ", ".join(f"{path} {value}" for path, value in best["settings"].items())
-    return f"{len(trials):,} settings by {first['name']} on {first['n']:,} validation rows; chosen {settings}"
 
 
 def render_verification(found: Verification) -> str:

@@ -55,14 +55,20 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def percent(value: float | None) -> str:
+    return DASH if value is None else f"{value:.1%}"
+
+
 def count(value: int | None) -> str:
     return DASH if value is None else f"{value:,}"
 
 
 def seconds(value: float | None) -> str:
-    """`0.042 s`, `8.1 s`, `6 min 12 s`, `3 h 07 min`."""
+    """`0.4 ms`, `0.042 s`, `8.1 s`, `6 min 12 s`, `3 h 07 min`."""
     if value is None:
         return DASH
+    if 0 < value < 0.001:
+        return f"{value * 1e3:.1f} ms" if value >= 0.0001 else "under 0.1 ms"
     if value < 60:
         return f"{value:.3f} s" if value < 1 else f"{value:.1f} s"
     minutes = int(value // 60)
@@ -81,7 +87,7 @@ def size(value: float | None) -> str:
 
 def turned(parity: Mapping[str, Any]) -> str:
     """How many answers another model changed, and how many of these became right and wrong."""
-    if parity["flips"] is None:
+    if parity.get("flips") is None:
         return DASH
     return f"{parity['flips']:,} of {parity['n']:,} (+{parity['gained']:,} / −{parity['lost']:,})"
 
@@ -95,12 +101,23 @@ def reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{amount:,} {reason}" for reason, amount in counts.items()) or DASH
 
 
+def untouched(entry: Mapping[str, Any]) -> bool:
+    """Was everything kept, and as it came?"""
+    return not entry["dropped"] and kept_but(entry) == DASH
+
+
 def kept_but(entry: Mapping[str, Any]) -> str:
     """What was kept, but not as it came; of tokens, also how many are learnt."""
-    told = reasons(entry["changed"])
-    if "learnt" in entry:
-        told += f"; {entry['learnt']:,} learnt, {entry['end_learnt_share']:.0%} of {entry['examples_kept']:,} examples learn their end"
-    return told
+    told = [reasons(entry["changed"])] if entry["changed"] else []
+    if entry.get("learnt", entry["kept"]) != entry["kept"]:
+        told.append(f"{entry['learnt']:,} learnt")
+    if "end_learnt_share" in entry:
+        told.append(f"{entry['end_learnt_share']:.0%} of {entry['examples_kept']:,} examples learn their end")
+    return "; ".join(told) or DASH
+
+
+def cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def mask(text: str) -> str:
@@ -110,8 +127,7 @@ def mask(text: str) -> str:
 
 def excerpt(text: str, longest: int = 280) -> str:
     """A masked beginning of a row's text. It is masked before it is cut, so that no half of an address stays."""
-    masked = mask(text)
-    return masked if len(masked) <= longest else masked[: longest - 1] + "…"
+    return cut(mask(text), longest)
 
 
 def plain(value: Any) -> Any:

@@ -54,6 +54,7 @@ class Service:
 
     def __init__(self, opened: Opened, engine: Engine, queue: int = 16):
         self.opened, self.engine, self.queue = opened, engine, queue
+        self.encoder: Any = opened.encoder  # `load_engine` refused what has none
         self.lock = anyio.Lock()
         self.waiting = self.requests = self.tokens = 0
         self.fingerprint = opened.base["digest"].removeprefix("sha256:")[:16]
@@ -92,13 +93,13 @@ class Service:
                 raise Refusal(400, "give `max_tokens` or `max_completion_tokens`, not both", "max_tokens")
             limit, param = limit or asked.max_completion_tokens, "messages"
             try:
-                prompt = self.opened.encoder.prompt([message.as_row() for message in asked.messages])
+                prompt = self.encoder.prompt([message.as_row() for message in asked.messages])
             except HermitcrabError as error:
                 raise Refusal(400, str(error), param) from error
         else:
             assert isinstance(asked, CompletionRequest)
             text, param = asked.prompt if isinstance(asked.prompt, str) else asked.prompt[0], "prompt"
-            prompt = replace(self.opened.encoder, render=None).prompt([{"role": "user", "content": text}])
+            prompt = replace(self.encoder, render=None).prompt([{"role": "user", "content": text}])
         room = self.engine.positions - len(prompt)
         if not prompt or room < 1:
             why = (
@@ -111,7 +112,7 @@ class Service:
             why = f"{limit:,} tokens do not fit behind a prompt of {len(prompt):,}; there is room for {room:,}"
             raise Refusal(400, f"`max_tokens`: {why}", "max_tokens", "context_length_exceeded")
         options = Options(limit, asked.temperature, asked.top_p, asked.seed)
-        return Answer(self.engine, self.opened.encoder, prompt, options, asked.stops)
+        return Answer(self.engine, self.encoder, prompt, options, asked.stops)
 
 
 class Form:

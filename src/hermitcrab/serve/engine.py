@@ -9,9 +9,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
+from hermitcrab.errors import UsageError
 
+if TYPE_CHECKING:
     from hermitcrab.serve.opening import Opened
 
 GREEDY_BELOW = 0.01
@@ -37,20 +37,19 @@ class Engine(Protocol):
         """Tokens as they are made, up to and with one that ends an answer. Closing the iterator stops the work."""
         ...
 
-    def answers(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        """Greedy answers to many prompts at once, each up to and with its end."""
-        ...
-
-    def scores(self, prompts: list[list[int]], answers: list[list[int]]) -> np.ndarray:
-        """Log-likelihood (nats) of each answer behind each prompt: [N, C]."""
-        ...
-
     def close(self) -> None:
         """Stop what runs and free what is held."""
         ...
 
 
 def load_engine(opened: Opened) -> Engine:
+    """The engine of a package.
+
+    Raises:
+        UsageError: its task is none that talks.
+    """
+    if opened.encoder is None:
+        raise UsageError(f"{opened.name}: its task is {opened.task}; `crab serve` answers texts. Use `crab predict`")
     from hermitcrab.serve.transformers_engine import TransformersEngine
 
     return TransformersEngine(opened)

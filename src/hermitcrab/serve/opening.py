@@ -18,9 +18,10 @@ from hermitcrab.lineage.verify import verify
 from hermitcrab.models.base import describe
 from hermitcrab.models.tokenizer import read_json_file
 from hermitcrab.progress import say, warn
-from hermitcrab.recipe import Base
+from hermitcrab.recipe import Base, Train
 from hermitcrab.references import Resolved, fetch, resolve
 from hermitcrab.store import Store
+from hermitcrab.tasks import TASKS, Start, load_task
 from hermitcrab.tasks.encoding import Encoder, load_encoder
 
 RECORD = "hermitcrab.json"
@@ -32,7 +33,10 @@ class Opened:
 
     Attributes:
         name: what requests call it.
-        path: its folder or file; `base`: the record of its files, as `models.base.describe` gives it.
+        task: its Hugging Face task name.
+        start: its files and their record (as `models.base.describe` gives it), and what was fitted on training rows.
+        train: the part of a recipe that decides how inputs are rendered.
+        encoder: how texts become tokens; None where the task reads no text.
         choices: what a classifier by likelihood chooses from; empty where answers are generated.
         plain_text: it learnt texts, not answers: an input is the beginning of a text.
         created: when its record was written (seconds since 1970), or 0.
@@ -40,13 +44,27 @@ class Opened:
     """
 
     name: str
-    path: Path
-    base: dict[str, Any]
-    encoder: Encoder
+    task: str
+    start: Start
+    train: Train
+    encoder: Encoder | None
     choices: list[str]
     plain_text: bool
     created: int
     verified: str | None
+
+    @property
+    def path(self) -> Path:
+        return self.start.path
+
+    @property
+    def base(self) -> dict[str, Any]:
+        return self.start.base
+
+    @property
+    def precision(self) -> str:
+        """The one of its files, which is the one that was evaluated."""
+        return "float32" if set(self.base["dtypes"]) <= {"F32", "F16"} else "bfloat16"
 
 
 def open_model(
@@ -67,15 +85,18 @@ def open_model(
         return _open_bare(what, path, resolved, unverified, bare)
     told = _check(path, key, unverified)
     record = _record(path)
-    base = describe(path, resolved, Base(path=what, license=record["license"]))
+    reads_text = load_task(record["task"]).reads_text
+    base = describe(path, resolved, Base(path=what, license=record["license"]), reads_text)
     base["name"] = record["name"]
     if told is not None:
         _as_signed(path, base)
+    train, encoder = _rendering(base, path, record["template_digest"]) if reads_text else (Train(), None)
     return Opened(
         name=record["name"],
-        path=path,
-        base=base,
-        encoder=_encoder(base, path, record["template_digest"]),
+        task=record["task"],
+        start=Start(base, path, None, record["fitted"]),
+        train=train,
+        encoder=encoder,
         choices=record["choices"],
         plain_text=record["format"] == "text",
         created=int((path / RECORD).stat().st_mtime),
@@ -113,7 +134,7 @@ def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool, bare
         warn(f"{what}: is no package; nothing vouches for it, and it is used because of --unverified")
     base = describe(path, resolved, Base(path=what, license="LicenseRef-not-asked"))  # nothing is made of it here
     encoder = load_encoder(base, path, "auto")
-    return Opened(base["name"], path, base, encoder, [], False, 0, None)
+    return Opened(base["name"], "text-generation", Start(base, path), Train(), encoder, [], False, 0, None)
 
 
 def _check(path: Path, key: Path | None, unverified: bool) -> str | None:
@@ -131,16 +152,20 @@ def _check(path: Path, key: Path | None, unverified: bool) -> str | None:
 def _record(path: Path) -> dict[str, Any]:
     """What is read of hermitcrab.json, each value of its type: the file may be a stranger's."""
     found = read_json_file(path / RECORD)
-    wanted: dict[str, Any] = {"name": str, "task": str, "license": str, "format": str, "template_digest": str}
-    for field, kind in wanted.items():
-        if not isinstance(found, dict) or not isinstance(found.get(field), kind):
+    for field in ("name", "task", "license", "format"):
+        if not isinstance(found, dict) or not isinstance(found.get(field), str):
             raise HermitcrabError(f"{path / RECORD}: expected `{field}`, a text; this is no record of a package")
-    choices = found.get("choices", [])
+    choices, fitted = found.get("choices", []), found.get("fitted", {})
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise HermitcrabError(f"{path / RECORD}: expected `choices`, a list of texts. Received: {str(choices)[:80]}")
-    if found["task"] != "text-generation":
-        raise HermitcrabError(f"{path}: its task is {found['task'][:60]!r}; only text-generation is served so far")
-    return {**{field: found[field] for field in wanted}, "choices": choices}
+    if found["task"] not in TASKS:
+        raise HermitcrabError(
+            f"{path}: its task is {found['task'][:60]!r}; this version knows {', '.join(sorted(TASKS))}"
+        )
+    if not isinstance(fitted, dict):
+        raise HermitcrabError(f"{path / RECORD}: expected `fitted`, a mapping. Received: {str(fitted)[:80]}")
+    load_task(found["task"]).check_fitted(fitted, str(path / RECORD))
+    return {**found, "choices": choices, "fitted": fitted}
 
 
 def _as_signed(path: Path, base: dict[str, Any]) -> None:
@@ -151,10 +176,10 @@ def _as_signed(path: Path, base: dict[str, Any]) -> None:
             raise HermitcrabError(f"{path / file['path']}: changed since the package was verified a moment ago")
 
 
-def _encoder(base: dict[str, Any], path: Path, recorded: str) -> Encoder:
+def _rendering(base: dict[str, Any], path: Path, recorded: Any) -> tuple[Train, Encoder]:
     """The rendering whose digest the record has: the package's chat template, or none."""
-    for template in ("auto", "none"):
-        encoder = load_encoder(base, path, template)
+    for train in (Train(template="auto"), Train(template="none")):
+        encoder = load_encoder(base, path, train.template)
         if encoder.template_digest == recorded:
-            return encoder
+            return train, encoder
     raise HermitcrabError(f"{path}: its chat template is not the one that it was trained with. Expected: {recorded}")

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.generation.streamers import BaseStreamer
 
@@ -23,20 +22,16 @@ from hermitcrab.models.load import load_model, quiet
 from hermitcrab.progress import progress
 from hermitcrab.serve.engine import GREEDY_BELOW, Options
 from hermitcrab.serve.opening import Opened
-from hermitcrab.tasks.answers import device_of, greedy, score_choices
-
-BATCH = 32  # prompts at once, the default of `evaluate`
-FEWEST_POSITIONS = 2048  # where a configuration names no limit (models without positions)
+from hermitcrab.tasks.answers import device_of, positions_of
 
 
 class TransformersEngine:
     def __init__(self, opened: Opened):
-        self.encoder = opened.encoder
-        single = set(opened.base["dtypes"]) <= {"F32", "F16"}
+        self.encoder: Any = opened.encoder
         with progress("loading the model"):
-            model = load_model(opened.base, opened.path, torch.float32 if single else torch.bfloat16)
+            model = load_model(opened.base, opened.path, getattr(torch, opened.precision))
             self.model: Any = model.to("cuda") if torch.cuda.is_available() else model
-        self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or FEWEST_POSITIONS
+        self.positions = positions_of(model)
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
         self.stops: set[threading.Event] = set()
 
@@ -79,13 +74,6 @@ class TransformersEngine:
             made.put(None)
         except BaseException as error:  # noqa: BLE001 - raised again where the tokens are read
             made.put(error)
-
-    def answers(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        with quiet():
-            return greedy(self.encoder, self.model, prompts, max_tokens, BATCH)
-
-    def scores(self, prompts: list[list[int]], answers: list[list[int]]) -> np.ndarray:
-        return score_choices(self.model, prompts, answers, BATCH)
 
     def close(self) -> None:
         for stop in list(self.stops):

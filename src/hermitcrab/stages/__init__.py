@@ -42,10 +42,14 @@ class Job:
 
     @property
     def base_path(self) -> Path:
-        """Where the base lies (for `scratch`: its tokenizer)."""
-        if self.base.path == "scratch" and self.base.tokenizer:
-            return self.places[self.base.tokenizer]
-        return self.places[self.base.path]
+        return place_of(self.base, self.places)
+
+
+def place_of(base: Base, places: Mapping[str, Path]) -> Path:
+    """Where a base lies (for `scratch`: its tokenizer; nowhere, where it has none)."""
+    if base.path == "scratch":
+        return places[base.tokenizer] if base.tokenizer else Path()
+    return places[base.path]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from hermitcrab.data.files import kind_of
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.rows import check_sources, read_rows
 from hermitcrab.data.tables import SPLITS, TableWriter, schema
-from hermitcrab.digest import digest_file
+from hermitcrab.digest import digest_file, digest_json
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Base, Part, Recipe, Source
-from hermitcrab.stages import Job, Stage
+from hermitcrab.stages import Job, Stage, place_of
 
 
 class Collect(Part):
@@ -44,10 +44,11 @@ def slice_of(recipe: Recipe) -> Collect:
 
 def run(job: Job) -> None:
     from hermitcrab.models.base import describe
+    from hermitcrab.tasks import load_task
 
     base: Base = job.part.base
-    reference = base.tokenizer if base.path == "scratch" and base.tokenizer else base.path
-    job.draft.write("base.json", describe(job.places[reference], job.resolved[base.path], base))
+    reads_text = load_task(job.part.task).reads_text
+    job.draft.write("base.json", describe(place_of(base, job.places), job.resolved[base.path], base, reads_text))
     collect_rows(job)
 
 
@@ -65,12 +66,16 @@ def collect_rows(job: Job) -> None:
 
 
 def _collect_split(job: Job, split: str, sources: list[Source], ledger: Ledger) -> list[dict[str, Any]]:
-    described, taken = [], set[str]()
+    described: list[dict[str, Any]] = []
+    taken = set[str]()
     with TableWriter(job.draft.payload / f"{split}.parquet", schema(sources[0].format)) as out:
         for source in sources:
-            about, counts = _about(job, split, source), Ledger("rows")
-            path, digest, uri = job.places[source.path], about["sha256"], about["uri"]
-            for row in read_rows(source, path, digest, uri, counts, job.part.on_error):
+            abouts, counts = _about(job, split, source), Ledger("rows")
+            path, uri = job.places[source.path], abouts[0]["uri"]
+            # A row is named by the bytes that it came from: of images and labels, by both.
+            digest = abouts[0]["sha256"] if len(abouts) == 1 else digest_json([about["sha256"] for about in abouts])
+            labels = job.places[source.labels] if source.labels else None
+            for row in read_rows(source, path, digest, uri, counts, job.part.on_error, labels):
                 if row["row_id"] in taken:
                     raise HermitcrabError(
                         f"{source.path}: row {row['row_id']} comes from two sources of data.{split}; "
@@ -78,46 +83,56 @@ def _collect_split(job: Job, split: str, sources: list[Source], ledger: Ledger) 
                     )
                 taken.add(str(row["row_id"]))
                 out.add(row)
-            if digest_file(path) != digest:
-                raise HermitcrabError(f"{source.path}: changed while it was being read; run again")
-            described.append({**about, "rows_read": counts.taken, "rows_kept": counts.kept})
+            for about, reference in zip(abouts, files_of(source), strict=True):
+                if digest_file(job.places[reference]) != about["sha256"]:
+                    raise HermitcrabError(f"{reference}: changed while it was being read; run again")
+                described.append({**about, "rows_read": counts.taken, "rows_kept": counts.kept})
             ledger.merge(counts)
     return described
 
 
-def _about(job: Job, split: str, source: Source) -> dict[str, Any]:
-    """What is known of a source before its rows are read.
+def files_of(source: Source) -> dict[str, str | None]:
+    """The files of a source, and the digest that each must have."""
+    labels = {source.labels: source.labels_sha256} if source.labels else {}
+    return {source.path: source.sha256, **labels}
+
+
+def _about(job: Job, split: str, source: Source) -> list[dict[str, Any]]:
+    """What is known of each file of a source before its rows are read.
 
     Raises:
         HermitcrabError: for a file that is not there, or is not the one that the recipe means.
     """
-    path = job.places[source.path]
-    try:
-        size = path.stat().st_size
-        with progress(f"digesting {source.path}", size, "bytes") as bar:
-            digest = digest_file(path, bar.add)
-    except OSError as error:
-        raise HermitcrabError(f"{source.path}: cannot be read: {error.strerror}") from error
-    if source.sha256 not in (None, digest):
-        raise HermitcrabError(
-            f"{source.path}: is not the file that the recipe means. Received: {digest}, expected: {source.sha256}"
-        )
-    found = job.resolved.get(source.path)
-    if found and found.kind == "file" and found.identity != digest:
-        raise HermitcrabError(f"{source.path}: changed while it was being read; run again")
-    return {
-        "uri": found.uri if found else source.path, "split": split, "sha256": digest, "size": size,
-        "license": source.license, "type": kind_of(source.path, source.type), "format": source.format,
-    }  # fmt: skip
+    kind, abouts = kind_of(source.path, source.type), []
+    for reference, wanted in files_of(source).items():
+        path = job.places[reference]
+        try:
+            size = path.stat().st_size
+            with progress(f"digesting {reference}", size, "bytes") as bar:
+                digest = digest_file(path, bar.add)
+        except OSError as error:
+            raise HermitcrabError(f"{reference}: cannot be read: {error.strerror}") from error
+        if wanted not in (None, digest):
+            raise HermitcrabError(
+                f"{reference}: is not the file that the recipe means. Received: {digest}, expected: {wanted}"
+            )
+        found = job.resolved.get(reference)
+        if found and found.kind == "file" and found.identity != digest:
+            raise HermitcrabError(f"{reference}: changed while it was being read; run again")
+        abouts.append({
+            "uri": found.uri if found else reference, "split": split, "sha256": digest, "size": size,
+            "license": source.license, "type": kind if reference == source.path else f"{kind} labels", "format": source.format,
+        })  # fmt: skip
+    return abouts
 
 
 STAGE = Stage(
     name="collect",
     inputs=(),
     code=(
-        "stages/collect.py", "data/files.py", "data/readers.py", "data/rows.py", "data/tables.py", "data/ledger.py",
-        "models/base.py", "models/ggml.py", "models/tokenizer.py", "models/gguf_tokenizer.py", "models/chat.py",
-        "models/formats",
+        "stages/collect.py", "data/files.py", "data/readers.py", "data/rows.py", "data/idx.py", "data/images.py", "data/tables.py",
+        "data/ledger.py", "models/base.py", "models/ggml.py", "models/tokenizer.py", "models/gguf_tokenizer.py", "models/chat.py",
+        "models/formats", "models/architectures",
     ),
     slice=slice_of,
     run=run,

@@ -103,6 +103,13 @@ class Compression:
         self.metrics = [m for m in job.inputs["evaluate"].read("metrics.json") if m["model"] == "derived"]
 
     @cached_property
+    def labels(self) -> list[str]:
+        from hermitcrab.tasks import load_task
+
+        fitted = self.job.inputs["train"].read("training.json")["fitted"]
+        return load_task(self.part.task).labels(self.part.evaluate, fitted)
+
+    @cached_property
     def asked_rows(self) -> pa.Table:
         """The rows with the smallest ids, which are digests: a draw that does not depend on the order of a file."""
         wanted = self.part.compress.rows
@@ -213,10 +220,9 @@ class Compression:
     def logits(self, start: Start) -> torch.Tensor:
         """Of a model in float32, on the task's probes."""
         from hermitcrab.evaluate.asking import load
-        from hermitcrab.train.parity import probe_logits
 
         task, model = load(self.part.task, start, self.part.train, "float32")
-        return probe_logits(model, task.probes())
+        return task.probe_logits(model, task.probes())
 
     @cached_property
     def references(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -261,7 +267,7 @@ class Compression:
         before = self.uncompressed.filter(pc.is_in(self.uncompressed["row_id"], table["row_id"]))
         name = self.metrics[0]["name"]
         found = compare(
-            {kind: table, "uncompressed": before}, metrics=[name], labels=part.choices, derived=kind, base="uncompressed",
+            {kind: table, "uncompressed": before}, metrics=[name], labels=self.labels, derived=kind, base="uncompressed",
             confidence=part.confidence, resamples=part.resamples, seed=part.seed,
         )  # fmt: skip
         (pair,) = found["pairs"]

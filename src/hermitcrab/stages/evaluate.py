@@ -6,16 +6,16 @@ Answers are kept in the draft as each model gives them, so a killed evaluation g
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.digest import digest_json
-from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.evaluate.asking import Keeper, ask, base_start, derived_start, load
+from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Part, Recipe, Train
 from hermitcrab.stages import Job, Stage
 from hermitcrab.store import Artifact, process_cpu
+from hermitcrab.tasks import check_recipe, load_task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,70 +36,37 @@ def slice_of(recipe: Recipe) -> EvaluateSlice:
     Raises:
         UsageError: for what its rows could never be asked, before anything is trained.
     """
-    part, form = recipe.evaluate, recipe.data.train[0].format
-    if form == "text" and part.choices:
-        raise UsageError("evaluate.choices needs rows that ask something; data.train.format is `text`")
-    fit = ("perplexity", "bits_per_byte", *(() if form == "text" else ("exact_match",)))
-    if not part.choices and not set(part.metrics) & set(fit):
-        raise UsageError(
-            f"evaluate.metrics: without choices expected one of: {', '.join(fit)}. Received: {part.metrics}"
-        )
-    return EvaluateSlice(task=recipe.task, train=recipe.train.unprofiled(), evaluate=part)
+    check_recipe(recipe)
+    return EvaluateSlice(task=recipe.task, train=recipe.train.unprofiled(), evaluate=recipe.evaluate)
 
 
-def check_rows(part: Evaluate, prepared: Artifact) -> None:
-    """What the rows themselves rule out, told before the training that would have been in vain.
+def check_rows(recipe: Recipe, prepared: Artifact) -> None:
+    """What the rows themselves rule out, told before the training that would have been in vain (HermitcrabError)."""
+    load_task(recipe.task).check_rows(recipe.evaluate, read_splits(prepared))
 
-    Raises:
-        HermitcrabError: references that are no choice, too few examples to show, no validation rows to calibrate on.
-    """
-    if not part.choices:
-        return
-    splits = {name: _read(prepared.payload / f"{name}.parquet") for name in ("train", "validation", "test")}
-    for name, rows in splits.items():
-        if unknown := sorted({_answer(r) for r in rows.to_pylist()} - set(part.choices)):
-            raise HermitcrabError(
-                f"evaluate.choices does not have {unknown[:3]} (of {len(unknown)}), which are references of {name} rows. "
-                f"Received: choices={part.choices}"
-            )
-    if part.calibrate and not splits["validation"].num_rows:
-        raise HermitcrabError(
-            "evaluate.calibrate needs validation rows; set data.split.validation or evaluate.calibrate: false"
-        )
-    if part.few_shot:
-        shots(part, splits["train"])
+
+def read_splits(prepared: Artifact) -> dict[str, pa.Table]:
+    import pyarrow.parquet as pq
+
+    return {name: pq.read_table(prepared.payload / f"{name}.parquet") for name in ("train", "validation", "test")}
 
 
 def run(job: Job) -> None:
-    part: Evaluate = job.part.evaluate
-    prepared = job.inputs["prepare"]
-    splits = {name: _read(prepared.payload / f"{name}.parquet") for name in ("train", "validation", "test")}
-    asked = Asked(part, splits, Keeper(job.draft.work / "answers", "evaluate"))
+    task = load_task(job.part.task)
+    labels = task.labels(job.part.evaluate, job.inputs["train"].read("training.json")["fitted"])
+    splits = read_splits(job.inputs["prepare"])
+    asked = Asked(task, job.part.evaluate, labels, splits, Keeper(job.draft.work / "answers", "evaluate"))
     noise = asked.models(job)
     asked.calibrate()
     asked.baselines()
     _write(job, asked, noise)
 
 
-def shots(part: Evaluate, train: pa.Table) -> pa.Table:
-    """Training rows to show, by row id, the choices in turn, so that no label is shown more than one time oftener."""
-    import pyarrow as pa
-
-    rows = train.sort_by("row_id").to_pylist()
-    by_choice = {c: [r for r in rows if _answer(r) == c] for c in part.choices}
-    turns = [by_choice[c][i] for i in range(part.few_shot) for c in part.choices if i < len(by_choice[c])]
-    if len(turns) < part.few_shot:
-        raise HermitcrabError(
-            f"evaluate.few_shot asks for {part.few_shot} examples; the training rows have {len(turns)}"
-        )
-    return pa.Table.from_pylist(turns[: part.few_shot], schema=train.schema)
-
-
 class Asked:
     """Tables of answers by model: on the test rows, and on validation rows where a choice is made on them."""
 
-    def __init__(self, part: Evaluate, splits: dict[str, pa.Table], keeper: Keeper):
-        self.part, self.splits, self.keeper = part, splits, keeper
+    def __init__(self, task: Any, part: Evaluate, labels: list[str], splits: dict[str, pa.Table], keeper: Keeper):
+        self.task, self.part, self.labels, self.splits, self.keeper = task, part, labels, splits, keeper
         self.test: dict[str, pa.Table] = {}
         self.validation: dict[str, pa.Table] = {}
         self.fitted: dict[str, Any] = {}
@@ -118,9 +85,8 @@ class Asked:
             if name == "derived" and self.part.noise_rows:
                 noise = self._noise(job, loaded)
             if name == "base" and self.part.few_shot:
-                self._ask(
-                    job, name, f"base ({self.part.few_shot}-shot)", shots(self.part, self.splits["train"]), loaded
-                )
+                shots = self.task.shots(self.part, self.splits["train"])
+                self._ask(job, name, f"base ({self.part.few_shot}-shot)", shots, loaded)
         return noise
 
     def _ask(self, job: Job, which: str, name: str, shots: pa.Table | None, loaded: list[Any]) -> None:
@@ -157,11 +123,11 @@ class Asked:
 
         for name in list(self.validation):
             held = self.validation[name]
-            truth = [self.part.choices.index(r) for r in held["reference"].to_pylist()]
+            truth = [self.labels.index(r) for r in held["reference"].to_pylist()]
             offsets = fit_offsets(np.array(held["scores"].to_pylist()), truth)
             label = CALIBRATED.get(name, name.replace(")", ", calibrated)"))
             self.fitted[label] = {
-                "offsets": dict(zip(self.part.choices, offsets.tolist(), strict=True)),
+                "offsets": dict(zip(self.labels, offsets.tolist(), strict=True)),
                 "rows": held.num_rows,
             }
             for tables in (self.test, self.validation):
@@ -169,7 +135,7 @@ class Asked:
                 tables[label] = pa.table({
                     "row_id": tables[name]["row_id"],
                     "reference": tables[name]["reference"],
-                    "prediction": [self.part.choices[i] for i in moved.argmax(1)],
+                    "prediction": [self.labels[i] for i in moved.argmax(1)],
                     "score": moved.max(1),
                     **({"document": tables[name]["document"]} if "document" in tables[name].column_names else {}),
                 }).replace_schema_metadata({k: v for k, v in tables[name].schema.metadata.items() if k != b"cpu_seconds"})  # fmt: skip
@@ -181,24 +147,20 @@ class Asked:
 
         from hermitcrab.evaluate import baselines
 
-        texts = {s: [_question(r) for r in rows.to_pylist()] for s, rows in self.splits.items()}
-        labels = {s: [_answer(r) for r in rows.to_pylist()] for s, rows in self.splits.items()}
+        train, validation, test = (self.splits[name] for name in ("train", "validation", "test"))
+        answers = self.task.answers(test)
         for name in self.part.baselines:
             before = process_cpu()
-            if name == "majority":
-                found = baselines.majority(labels["train"], texts["test"])
-            else:
-                found = baselines.tfidf_logreg(texts["train"], labels["train"], texts["test"],
-                                               validation_texts=texts["validation"], validation_labels=labels["validation"])  # fmt: skip
+            with progress(f"baseline {name}"):
+                found = baselines.BASELINES[name](self.task, train, validation, test)
             spent = process_cpu() - before
             self.fitted[name] = found.fitted
-            test = self.splits["test"]
-            columns = {"row_id": test["row_id"], "reference": labels["test"], "prediction": found.predictions,
+            columns = {"row_id": test["row_id"], "reference": answers, "prediction": found.predictions,
                        "score": pa.array(found.scores, pa.float64())}  # fmt: skip
             if "document" in test.column_names:
                 columns["document"] = test["document"]
             self.test[name] = pa.table(columns).replace_schema_metadata(
-                {"prompt_digest": digest_json(texts["test"]), "cpu_seconds": str(spent)}
+                {"prompt_digest": digest_json(self.task.texts(test)), "cpu_seconds": str(spent)}
             )
 
 
@@ -221,6 +183,7 @@ def _load(job: Job, which: str) -> tuple[Any, Any]:
 def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
     import pyarrow.parquet as pq
 
+    from hermitcrab.evaluate.classes import by_class
     from hermitcrab.evaluate.metrics import measure, point
     from hermitcrab.evaluate.value_added import compare, contamination
 
@@ -232,18 +195,18 @@ def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
     metrics: list[dict[str, Any]] = []
     (draft.payload / "predictions").mkdir()
     for name, table in asked.test.items():
-        metrics += measure(table, part.metrics, part.choices, model=name, prompt_digest=digests[name], **how)
+        metrics += measure(table, part.metrics, asked.labels, model=name, prompt_digest=digests[name], **how)
         pq.write_table(
             table.replace_schema_metadata(None), draft.payload / "predictions" / f"{file_name(name)}.parquet"
         )
     first = metrics[0]["name"] if metrics else None
     # Calibrated answers have no likelihood of their own: they take part where the deciding metric is about answers.
-    held = {n: point(t, first, part.choices) for n, t in asked.validation.items()
+    held = {n: point(t, first, asked.labels) for n, t in asked.validation.items()
             if n.startswith("base") and first and (first not in NEEDS_NLL or "nll" in t.column_names)}  # fmt: skip
-    questions = [[_question(r) for r in asked.splits[split].to_pylist()] for split in ("train", "test")]
-    seen = contamination(*without_frame(*questions))
-    comparison = compare(asked.test, held or None, metrics=part.metrics, labels=part.choices, prompts=digests,
-                         contamination=seen, noise=noise, **how)  # fmt: skip
+    seen = contamination(*without_frame(*(asked.task.texts(asked.splits[split]) for split in ("train", "test"))))
+    opponent = part.against if part.against in asked.test else "base"
+    comparison = compare(asked.test, held or None, metrics=part.metrics, labels=asked.labels, prompts=digests, base=opponent,
+                         prompted=opponent == "base" and asked.task.reads_text, contamination=seen, noise=noise, **how)  # fmt: skip
     ledgers = []
     for name, table in asked.test.items():
         if b"prompts_cut" in (told := table.schema.metadata or {}):
@@ -253,6 +216,8 @@ def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
             ledger.change("prompt cut", int(told[b"prompts_cut"]))
             ledger.change("answer not ended", int(told.get(b"not_stopped", 0)))
             ledgers.append({"name": f"test rows asked of {name}", **ledger.as_json()})
+    if asked.labels:
+        draft.write("classes.json", by_class(asked.test, asked.labels, part.confidence))
     draft.write("metrics.json", metrics)
     draft.write("comparison.json", {**comparison, "fitted": asked.fitted})
     draft.write("ledger.json", ledgers)
@@ -284,30 +249,6 @@ def _alike(lists: list[list[str]]) -> int:
         return 0
     first, last = min(lists), max(lists)
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-
-
-def _question(row: dict[str, Any]) -> str:
-    if "text" in row:
-        return row["text"]
-    if "prompt" in row:
-        return row["prompt"]
-    return "\n".join(m["content"] for m in _messages(row)[:-1])
-
-
-def _answer(row: dict[str, Any]) -> str:
-    return row["completion"] if "completion" in row else _messages(row)[-1]["content"]
-
-
-def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
-    import json
-
-    return json.loads(row["messages"])
-
-
-def _read(path: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path)
 
 
 STAGE = Stage(

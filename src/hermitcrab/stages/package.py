@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from hermitcrab import digest
 from hermitcrab.errors import HermitcrabError
+from hermitcrab.lineage.statements import EVALUATED
 from hermitcrab.progress import Progress, progress
 from hermitcrab.recipe import Part, Recipe
 from hermitcrab.stages import Job, Stage
 from hermitcrab.store import Artifact
 
 SIGNED = ("claims.jsonl", "signer.pub.pem", "model.sig")
-WRITTEN = ("hermitcrab.json", "README.md", "ml-bom.cdx.json", "metrics.json", "comparison.json")
+WRITTEN = ("hermitcrab.json", "README.md", "ml-bom.cdx.json", *EVALUATED)
 BASE_FIELDS = ("uri", "revision", "kind", "name", "digest", "files", "model_type")
 
 
@@ -53,7 +54,7 @@ def run(job: Job) -> None:
 
     train, evaluate, compress = job.inputs["train"], job.inputs["evaluate"], job.inputs["compress"]
     loaded = copy_files(train, job.draft.payload)
-    copy_files(evaluate, job.draft.payload, only=("metrics.json", "comparison.json"))
+    copy_files(evaluate, job.draft.payload, only=EVALUATED)
     copy_files(compress, job.draft.payload)
     record = record_of(job, loaded)
     metrics, comparison = evaluate.read("metrics.json"), evaluate.read("comparison.json")
@@ -83,8 +84,9 @@ def record_of(job: Job, loaded: list[dict[str, Any]]) -> dict[str, Any]:
         "name": part.name,
         "task": part.task,
         "use": part.use,
-        "architecture": base["architecture"],
-        "template_digest": training["template_digest"],
+        "architecture": base["architecture"] or base["model_type"],
+        **{name: training[name] for name in ("template_digest", "preprocessing_digest") if name in training},
+        **({"fitted": training["fitted"]} if training["fitted"] else {}),
         **({"choices": part.choices} if part.choices else {}),
         "format": sources[0]["format"],
         "base": {field: base[field] for field in BASE_FIELDS} | {"license": base_license},

@@ -13,7 +13,7 @@ from hermitcrab.data import clean, split
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.tables import SPLITS, Splits, read_table, write_rows, write_table
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.recipe import Part, Recipe, Split
+from hermitcrab.recipe import Format, Part, Recipe, Split
 from hermitcrab.stages import Job, Stage
 
 
@@ -22,7 +22,7 @@ class Prepare(Part):
     normalize: Literal["NFC", "NFKC"]
     split: Split
     take: int | None
-    format: Literal["text", "prompt-completion", "messages"]
+    format: Format
 
 
 def slice_of(recipe: Recipe) -> Prepare:

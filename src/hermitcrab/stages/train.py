@@ -36,7 +36,8 @@ def run(job: Job) -> None:
     session = Session.open(work)
     write_json(work / "ledger.json", session.ledger)  # before the first step
     job.draft.write("ledger.json", session.ledger)
-    say_tokens(session.ledger)
+    for entry in session.ledger:
+        say(session.task.summary(entry))  # what will be learnt, told before the first step
     with progress("probing this machine"):
         plan, model = session.plan(job.processes)
     if plan.processes > 1:
@@ -49,17 +50,6 @@ def run(job: Job) -> None:
     job.draft.facts["steps"] = state.step
     with progress("merging and comparing"):
         finish(job, session, model, state, seed)
-
-
-def say_tokens(ledger: list[dict[str, Any]]) -> None:
-    """What will be learnt, told before the first step."""
-    for entry in ledger:
-        lost = ", ".join(f"{count:,} {reason}" for reason, count in entry["dropped"].items()) or "none"
-        say(
-            f"{entry['name']}: {entry['learnt']:,} learnt of {entry['kept']:,} kept; dropped: {lost}; "
-            f"{entry['end_learnt_share']:.0%} of {entry['examples_kept']:,} examples learn their end; "
-            f"{entry['packed_rows']:,} packed rows, {entry['fill']:.0%} full"
-        )
 
 
 def initial_seed(part: TrainSlice, base: dict[str, Any], work: Path) -> dict[str, Any] | None:
@@ -78,9 +68,7 @@ def initial_seed(part: TrainSlice, base: dict[str, Any], work: Path) -> dict[str
 def finish(job: Job, session: Any, model: Any, state: Any, seed: dict[str, Any] | None) -> None:
     """Merge, save, read back, compare with what was trained and with the base, and write down how it went."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from hermitcrab.models.load import quiet, save_tokenizer
     from hermitcrab.train import adapters, parity, profiling
 
     part, draft, task = session.part, job.draft, session.task
@@ -88,7 +76,7 @@ def finish(job: Job, session: Any, model: Any, state: Any, seed: dict[str, Any] 
     probes = task.probes()
     learnable = sum(t.numel() for t in adapters.learnt(model).values())
     model = model.float()
-    trained = parity.probe_logits(model, probes)
+    trained = task.probe_logits(model, probes)
     names = ["trained (float32)", f"saved ({part.final_dtype})"]
     if part.method == "lora":
         names = ["base + adapter", f"merged ({part.final_dtype})"]
@@ -96,22 +84,17 @@ def finish(job: Job, session: Any, model: Any, state: Any, seed: dict[str, Any] 
     merged = adapters.merge(model, part, dtype)
     parameters = sum(p.numel() for p in merged.parameters())
     folder = draft.payload / "model"
-    with quiet():
-        merged.save_pretrained(folder)
-    save_tokenizer(session.task.start.base, session.task.start.path, folder)
+    task.save(merged, folder)
     del merged, model
-    with quiet():
-        reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    saved = parity.probe_logits(reloaded, probes)
-    del reloaded
-    base = parity.probe_logits(task.model(dtype).float(), probes)
+    saved = task.probe_logits(task.reload(folder), probes)
+    base = task.probe_logits(task.model(dtype).float(), probes)
     started_in = session.start_dtype(draft.facts["plan"]["precision"])
     draft.write("parity.json", {**parity.judge(trained, saved, base, probes, names), "base_dtype": started_in})
     told = {
         "method": part.method, "steps": state.step, "epochs": state.step * part.batch_size * part.accumulate / len(session.examples),
         "trainable_parameters": learnable, "parameters": parameters, "labels": state.labels,
         "loss_first": state.loss_first, "loss_last": state.loss_last, "validation": state.validation,
-        "best_step": state.best_step, "stopped": state.stopped, "seed": part.seed, "template_digest": task.encoder.template_digest,
+        "best_step": state.best_step, "stopped": state.stopped, "seed": part.seed, "fitted": task.start.fitted, **task.told(),
     }  # fmt: skip
     if seed is not None:
         # A commitment, so that the record can prove the seed later without telling it now.

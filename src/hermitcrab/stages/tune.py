@@ -17,8 +17,9 @@ from hermitcrab.errors import Diverged, HermitcrabError, UsageError
 from hermitcrab.evaluate.metrics import LOWER_IS_BETTER
 from hermitcrab.progress import say, warn
 from hermitcrab.recipe import Evaluate, Part, Recipe, Train, Tune
-from hermitcrab.stages import Job, Stage, evaluate, train, validate
+from hermitcrab.stages import Job, Stage, train, validate
 from hermitcrab.store import Artifact, process_cpu
+from hermitcrab.tasks import check_recipe
 
 LOSS_VERSION = "1"  # mean loss over the validation rows of the weights that are kept
 
@@ -49,11 +50,13 @@ def slice_of(recipe: Recipe) -> TuneSlice:
             "tune chooses on validation rows, and there are none; set data.split.validation or data.validation"
         )
     first = recipe.with_settings({path: values[0] for path, values in tune.values.items()})
+    for settings in tune.settings():
+        check_recipe(trial_recipe(recipe, settings).model_copy(update={"evaluate": recipe.evaluate}))
     asked = None
     if tune.metric != "loss":
         asked = asking(recipe)
         try:
-            evaluate.slice_of(recipe.model_copy(update={"evaluate": asked}))
+            check_recipe(recipe.model_copy(update={"evaluate": asked}))
         except UsageError as error:
             raise UsageError(f"tune.metric: {tune.metric} is not what this task gives here: {error}") from error
     return TuneSlice(

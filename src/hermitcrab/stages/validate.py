@@ -8,6 +8,7 @@ from __future__ import annotations
 from hermitcrab.evaluate.asking import ask, derived_start, load
 from hermitcrab.recipe import Evaluate, Part, Recipe, Train
 from hermitcrab.stages import Job, Stage
+from hermitcrab.tasks import load_task
 
 
 class ValidateSlice(Part):
@@ -32,8 +33,9 @@ def run(job: Job) -> None:
     task, model = load(job.part.task, start, job.part.train, job.part.train.final_dtype)
     table = ask(task, model, rows, part)
     told = table.schema.metadata or {}
+    labels = load_task(job.part.task).labels(part, trained.read("training.json")["fitted"])
     metrics = measure(
-        table, part.metrics, part.choices, model="derived", split="validation",
+        table, part.metrics, labels, model="derived", split="validation",
         prompt_digest=told.get(b"prompt_digest", b"").decode() or None,
         confidence=part.confidence, resamples=part.resamples, seed=part.seed,
     )  # fmt: skip

@@ -1,22 +1,30 @@
-"""A task is what a row is, which model, which loss, how to predict. One file each; the loop knows no other word of it."""
+"""A task is what a row is, which model, which loss, how to predict. One file each; nothing else knows a word of it.
+
+A task's module imports torch where it is used, so that a recipe can be checked without it.
+"""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hermitcrab.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     import torch
 
     from hermitcrab.data.ledger import Ledger
-    from hermitcrab.recipe import Evaluate, Train
+    from hermitcrab.recipe import Evaluate, Recipe, Train
 
-TASKS = {"text-generation": "hermitcrab.tasks.text_generation:TextGeneration"}
+TASKS = {
+    "image-classification": "hermitcrab.tasks.image_classification:ImageClassification",
+    "text-generation": "hermitcrab.tasks.text_generation:TextGeneration",
+}
 
 
 @dataclass
@@ -29,11 +37,39 @@ class Loss:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a model comes from: the record of a base (`base.json`) and the place of its files."""
+    """Where a model comes from: the record of a base (`base.json`), the place of its files, what was fitted on training rows."""
 
     base: dict[str, Any]
     path: Path
     seed: int | None = None  # initial weights, for `scratch`
+    fitted: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a row costs, for estimates.
+
+    Attributes:
+        parameters: of the model; `working`: those of them that take part in matrix products.
+        tokens: positions that a row comes to; `asked`: when it is asked; `tokens_a_training_row`: of what a batch counts.
+        activation_bytes: of one micro-batch in training.
+    """
+
+    parameters: float
+    working: float
+    tokens: float
+    asked: float
+    tokens_a_training_row: float
+    activation_bytes: float
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a package is asked by `predict`: what it chooses from, whether it goes on with texts, how long an answer may be."""
+
+    choices: list[str]
+    plain_text: bool
+    max_new_tokens: int
 
 
 class Examples(Protocol):
@@ -44,19 +80,132 @@ class Examples(Protocol):
 
 
 class Task(Protocol):
-    """What the loop, evaluation and packaging call, and nothing else."""
+    """What the stages and the loop call, and nothing else."""
 
-    name: str
+    name: ClassVar[str]
+    formats: ClassVar[tuple[str, ...]]
+    """Of the rows that it takes, as `data.tables.FORMATS` names them."""
+    reads_text: ClassVar[bool]
+    """Its models have a tokenizer."""
+    ignored: ClassVar[tuple[str, ...]]
+    """Keys of a recipe that mean nothing to it: set, they are refused."""
+    baselines: ClassVar[tuple[str, ...]]
+    compresses: ClassVar[tuple[str, ...]]
+    """Keys of `compress` that it can do."""
+    metrics: ClassVar[tuple[str, ...]]
+    counts: ClassVar[str]
+    """What the ledger of examples counts."""
+
+    # Without a model: what can be told of a recipe and of rows.
+
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Refuse (UsageError) what could never be right, before anything is fetched."""
+        ...
+
+    @classmethod
+    def check_rows(cls, part: Evaluate, splits: Mapping[str, pa.Table]) -> None:
+        """Refuse (HermitcrabError) what the rows rule out, before the training that would have been in vain."""
+        ...
+
+    @classmethod
+    def shots(cls, part: Evaluate, train: pa.Table) -> pa.Table:
+        """`evaluate.few_shot` training rows to show in a prompt (HermitcrabError: there are not so many)."""
+        ...
+
+    @classmethod
+    def fit(cls, rows: pa.Table) -> dict[str, Any]:
+        """What is learnt from training rows before any weight is: labels, sizes, means. JSON."""
+        ...
+
+    @classmethod
+    def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
+        """Refuse (HermitcrabError) what `fit` could not have made: a record may be a stranger's."""
+        ...
+
+    @classmethod
+    def read_inputs(cls, words: Sequence[str], column: str) -> list[Any]:
+        """What a user names as inputs on a command line (UsageError, HermitcrabError)."""
+        ...
+
+    @classmethod
+    def labels(cls, part: Evaluate, fitted: dict[str, Any]) -> list[str]:
+        """The answers that there are; empty where answers are free."""
+        ...
+
+    @classmethod
+    def deciding(cls, part: Evaluate, format: str) -> str | None:
+        """The metric that decides, where the smallest difference that it could show can be told beforehand."""
+        ...
+
+    @classmethod
+    def texts(cls, rows: pa.Table) -> list[str]:
+        """What each row asks, as text: what contamination looks for."""
+        ...
+
+    @classmethod
+    def answers(cls, rows: pa.Table) -> list[str]:
+        """What each row's answer is."""
+        ...
+
+    @classmethod
+    def features(cls, rows: pa.Table) -> Any:
+        """What the baselines learn from: texts, or float32 [N, D]."""
+        ...
+
+    @classmethod
+    def work(cls, recipe: Recipe, base: dict[str, Any], rows: Mapping[str, float], test: Path | None) -> Work:
+        """What a row costs, from `base.json` (or its `parameters` and `shape`) and from the rows' number and `row_bytes`. `test` is
+        the table of test rows, where there is one yet."""
+        ...
+
+    # With a model.
+
+    start: Start
+
+    def __init__(self, start: Start, train: Train): ...
+
+    def told(self) -> dict[str, Any]:
+        """What training.json says of how rows became inputs."""
+        ...
 
     def model(self, dtype: torch.dtype) -> torch.nn.Module:
         """The model to start from, in `dtype`."""
+        ...
+
+    def attach(self, model: torch.nn.Module) -> None:
+        """Whatever the loss needs of the model's insides."""
+        ...
+
+    def compiled(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+        """The parts that torch.compile is worth being asked for."""
+        ...
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """The model with all that another library needs to load it."""
+        ...
+
+    def reload(self, folder: Path) -> torch.nn.Module:
+        """What `save` left, as that library loads it, in float32."""
         ...
 
     def examples(self, rows: pa.Table, ledger: Ledger) -> tuple[Examples, dict[str, Any]]:
         """Rows as trained on, and what the ledger should say besides its counts."""
         ...
 
-    def batch(self, examples: Any, rows: Any) -> Any:
+    def summary(self, entry: Mapping[str, Any]) -> str:
+        """A ledger of `examples` in words."""
+        ...
+
+    def positions(self) -> int:
+        """Positions that the model computes for a row of examples."""
+        ...
+
+    def product(self) -> tuple[int, int, int]:
+        """The matrix product that training spends itself on: rows, and the widths that a layer takes and gives."""
+        ...
+
+    def batch(self, examples: Any, rows: np.ndarray) -> Any:
         """Those rows as tensors."""
         ...
 
@@ -70,8 +219,12 @@ class Task(Protocol):
 
     def loss(self, model: torch.nn.Module, batch: Any) -> Loss: ...
 
-    def probes(self) -> Any:
-        """Fixed inputs, none of anybody's data, on which a merged or compressed model is compared."""
+    def probes(self) -> list[Any]:
+        """Fixed inputs, none of anybody's data, on which a merged or compressed model is compared. JSON."""
+        ...
+
+    def probe_logits(self, model: torch.nn.Module, probes: list[Any]) -> torch.Tensor:
+        """Logits (float32) of every decision that the probes ask for: [N, V]."""
         ...
 
     def inputs(self, rows: pa.Table) -> dict[str, Any]:
@@ -88,6 +241,10 @@ class Task(Protocol):
         """Answers: `row_id, reference, prediction, score` and what else is known of each row."""
         ...
 
+    def answer(self, model: torch.nn.Module, inputs: list[Any], part: Asking) -> list[dict[str, Any]]:
+        """`{input, prediction, score}` and what else is known of each of `read_inputs`, as `predict` would answer a row."""
+        ...
+
 
 def load_task(name: str) -> Any:
     """The class of a task, by its Hugging Face pipeline name."""
@@ -99,3 +256,37 @@ def load_task(name: str) -> Any:
 
 def make_task(name: str, start: Start, train: Train) -> Task:
     return load_task(name)(start, train)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """What a recipe asks of its task that the task cannot do.
+
+    Raises:
+        UsageError: with the key, what was received, and what is expected.
+    """
+    task = load_task(recipe.task)
+    if (form := recipe.data.train[0].format) not in task.formats:
+        raise UsageError(
+            f"data.train.format: {task.name} takes rows of format {' or '.join(task.formats)}. Received: {form}"
+        )
+    for key in task.ignored:
+        part: Any = recipe
+        *parents, last = key.split(".")
+        for name in parents:
+            part = getattr(part, name)
+        if last in part.model_fields_set and getattr(part, last) != type(part).model_fields[last].get_default(
+            call_default_factory=True
+        ):
+            raise UsageError(f"{key}: means nothing to {task.name}; leave it out. Received: {getattr(part, last)}")
+    for name in recipe.evaluate.baselines:
+        if name not in task.baselines:
+            raise UsageError(f"evaluate.baselines: {task.name} has no `{name}`{did_you_mean(name, task.baselines)}")
+    for key in recipe.compress.model_fields_set & {"gguf"}:
+        if getattr(recipe.compress, key) and key not in task.compresses:
+            able = ", ".join(task.compresses) or "nothing so far"
+            raise UsageError(f"compress.{key}: {task.name} can be compressed to: {able}")
+    if not set(recipe.evaluate.metrics) & set(task.metrics):
+        raise UsageError(
+            f"evaluate.metrics: expected one of: {', '.join(task.metrics)}. Received: {recipe.evaluate.metrics}"
+        )
+    task.check(recipe)

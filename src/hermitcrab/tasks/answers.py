@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +19,77 @@ from torch import nn
 from hermitcrab.data.packing import Document, pack
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError
+from hermitcrab.models.load import quiet
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate
+from hermitcrab.tasks import Asking
 from hermitcrab.tasks.encoding import Encoder, Message, conversation
 
 if TYPE_CHECKING:
     from hermitcrab.tasks.text_generation import TextGeneration
 
 
+BATCH = 32  # prompts at once, the default of `evaluate`
+FEWEST_POSITIONS = 2048  # where a configuration names no limit (models without positions)
+
+
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+def positions_of(model: Any) -> int:
+    """The most tokens that a prompt and its answer may have together."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or FEWEST_POSITIONS
+
+
+def answer_texts(encoder: Encoder, model: nn.Module, texts: list[str], part: Asking) -> list[dict[str, Any]]:
+    """`{input, prediction, score}` and what else is known of each text, in their order.
+
+    Raises:
+        HermitcrabError: a text that does not fit the model's positions with its answer.
+    """
+    model.eval()
+    encoder = replace(encoder, render=None) if part.plain_text else encoder
+    asked = [[{"role": "user", "content": text}] for text in texts]
+    prompts = [encoder.prompt(question) for question in asked]
+    if not part.choices:
+        _check_room(model, prompts, part.max_new_tokens)
+        with quiet():
+            made = greedy(encoder, model, prompts, part.max_new_tokens, BATCH)
+        return [
+            {
+                "input": text,
+                "prediction": encoder.decode([token for token in ids if token not in encoder.ends]).strip(),
+                "score": None,
+                "finish_reason": "stop" if ids and ids[-1] in encoder.ends else "length",
+                "tokens": len(ids),
+            }
+            for text, ids in zip(texts, made, strict=True)
+        ]
+    answers = encoder.choices(asked[0], part.choices)
+    _check_room(model, prompts, max(map(len, answers)))
+    scores_NC = score_choices(model, prompts, answers, BATCH)
+    return [
+        {
+            "input": text,
+            "prediction": part.choices[int(scores_C.argmax())],
+            "score": float(scores_C.max()),
+            "scores": dict(zip(part.choices, scores_C.tolist(), strict=True)),
+        }
+        for text, scores_C in zip(texts, scores_NC, strict=True)
+    ]
+
+
+def _check_room(model: nn.Module, prompts: list[list[int]], answer: int) -> None:
+    room = positions_of(model)
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt:
+            raise HermitcrabError(f"input {number:,}: has no token")
+        if len(prompt) + answer > room:
+            raise HermitcrabError(
+                f"input {number:,}: {len(prompt):,} tokens and {answer:,} of an answer do not fit the model's "
+                f"{room:,} positions"
+            )
 
 
 def questions(rows: pa.Table, shots: pa.Table | None) -> tuple[list[list[Message]], list[str]]:

@@ -11,23 +11,36 @@ Shapes: B rows, L tokens a row, N labels, V vocabulary, R packed rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.packing import IGNORE, Document, Packed, pack
-from hermitcrab.errors import HermitcrabError
-from hermitcrab.models.load import init_model, load_model
+from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.models.load import init_model, load_model, quiet, save_tokenizer
 from hermitcrab.progress import progress
-from hermitcrab.recipe import Evaluate, Train
-from hermitcrab.tasks import Loss, Start
+from hermitcrab.recipe import Evaluate, Recipe, Train
+from hermitcrab.tasks import Asking, Loss, Start, Work
 from hermitcrab.tasks.encoding import Encoder, conversation, load_encoder
+from hermitcrab.tasks.inputs import texts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+    from torch import nn
+
+TYPICAL = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 2048,
+    "vocab_size": 32000,
+}
+TOKEN_BYTES = 4.0  # of text, for English; fewer for Chinese, so times for it are lower bounds
 
 # What a merge or a compression is compared on: sentences of our own, so that no row of anybody's data enters a package.
 PROBES = (
@@ -85,11 +98,124 @@ class HeadWhereLabeled:
 
 class TextGeneration:
     name = "text-generation"
+    formats = ("prompt-completion", "messages", "text")
+    reads_text = True
+    ignored = ()
+    baselines = ("majority", "tfidf-logreg")
+    compresses = ("gguf",)
+    counts = "tokens"
+    metrics = ("accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte")
+
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        part, form = recipe.evaluate, recipe.data.train[0].format
+        if recipe.train.loss != "cross-entropy":
+            raise UsageError(f"train.loss: {cls.name} learns by cross-entropy. Received: {recipe.train.loss}")
+        if not part.choices and (part.few_shot or part.calibrate or part.baselines):
+            raise UsageError("evaluate: few_shot, calibrate and baselines need choices. Received: choices=[]")
+        if form == "text" and part.choices:
+            raise UsageError("evaluate.choices needs rows that ask something; data.train.format is `text`")
+        fit = ("perplexity", "bits_per_byte", *(() if form == "text" else ("exact_match",)))
+        if not part.choices and not set(part.metrics) & set(fit):
+            raise UsageError(
+                f"evaluate.metrics: without choices expected one of: {', '.join(fit)}. Received: {part.metrics}"
+            )
+
+    @classmethod
+    def check_rows(cls, part: Evaluate, splits: Mapping[str, pa.Table]) -> None:
+        """References that are no choice, too few examples to show, no validation rows to calibrate on."""
+        if not part.choices:
+            return
+        for name, rows in splits.items():
+            if unknown := sorted(set(cls.answers(rows)) - set(part.choices)):
+                raise HermitcrabError(
+                    f"evaluate.choices does not have {unknown[:3]} (of {len(unknown)}), which are references of {name} rows. "
+                    f"Received: choices={part.choices}"
+                )
+        if part.calibrate and not splits["validation"].num_rows:
+            raise HermitcrabError(
+                "evaluate.calibrate needs validation rows; set data.split.validation or evaluate.calibrate: false"
+            )
+        if part.few_shot:
+            cls.shots(part, splits["train"])
+
+    @classmethod
+    def shots(cls, part: Evaluate, train: pa.Table) -> pa.Table:
+        """Training rows to show, by row id, the choices in turn, so that no label is shown more than one time oftener."""
+        rows = train.sort_by("row_id")
+        said = cls.answers(rows)
+        by_choice = {c: [i for i, answer in enumerate(said) if answer == c] for c in part.choices}
+        turns = [by_choice[c][i] for i in range(part.few_shot) for c in part.choices if i < len(by_choice[c])]
+        if len(turns) < part.few_shot:
+            raise HermitcrabError(
+                f"evaluate.few_shot asks for {part.few_shot} examples; the training rows have {len(turns)}"
+            )
+        return rows.take(turns[: part.few_shot])
+
+    @classmethod
+    def fit(cls, rows: pa.Table) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
+        pass
+
+    @classmethod
+    def read_inputs(cls, words: Sequence[str], column: str) -> list[str]:
+        return texts(words, column)
+
+    @classmethod
+    def labels(cls, part: Evaluate, fitted: dict[str, Any]) -> list[str]:
+        return part.choices
+
+    @classmethod
+    def deciding(cls, part: Evaluate, format: str) -> str | None:
+        if format == "text":
+            return None
+        return part.metrics[0] if part.choices else "exact_match"
+
+    @classmethod
+    def texts(cls, rows: pa.Table) -> list[str]:
+        """The text, or all that stands before the answer."""
+        listed = rows.to_pylist()
+        return [
+            row["text"] if "text" in row else "\n".join(message["content"] for message in conversation(row)[:-1])
+            for row in listed
+        ]
+
+    @classmethod
+    def answers(cls, rows: pa.Table) -> list[str]:
+        return ["" if "text" in row else conversation(row)[-1]["content"] for row in rows.to_pylist()]
+
+    @classmethod
+    def features(cls, rows: pa.Table) -> list[str]:
+        return cls.texts(rows)
+
+    @classmethod
+    def work(cls, recipe: Recipe, base: dict[str, Any], rows: Mapping[str, float], test: Path | None) -> Work:
+        """Tokens are bytes by a rule of thumb; activations are those of a decoder (Korthikanti et al. 2022, arXiv:2205.05198, eq. 2)."""
+        shape = {**TYPICAL, **base["shape"]}
+        hidden, layers, heads = (shape[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+        table = shape["vocab_size"] * hidden
+        parameters = base["parameters"] or table + layers * (4 * hidden**2 + 3 * hidden * shape["intermediate_size"])
+        # A table is looked up, and the head is computed only where a label is: neither costs much.
+        working = max(parameters - table, parameters // 4) if base["shape"] else parameters
+        length = recipe.train.sequence_length
+        micro = recipe.train.batch_size * length
+        tokens = rows["row_bytes"] / TOKEN_BYTES
+        asked = tokens
+        if test is not None and recipe.evaluate.choices:
+            asked = max(1.0, tokens - _shared(test) / TOKEN_BYTES)
+        activations = 34 * micro * hidden * layers + 6 * micro * length * heads * layers
+        return Work(parameters, working, tokens, asked, length, activations)
 
     def __init__(self, start: Start, train: Train):
         self.start, self.part = start, train
         self.encoder: Encoder = load_encoder(start.base, start.path, train.template)
         self.head = HeadWhereLabeled()
+
+    def told(self) -> dict[str, Any]:
+        return {"template_digest": self.encoder.template_digest}
 
     def model(self, dtype: torch.dtype) -> nn.Module:
         if self.start.base["kind"] == "scratch":
@@ -101,6 +227,21 @@ class TextGeneration:
         head = model.get_output_embeddings()
         if head is not None and self.head not in head._forward_pre_hooks.values():
             head.register_forward_pre_hook(self.head)
+
+    def compiled(self, model: Any) -> list[nn.Module]:
+        return list(model.get_decoder().layers)
+
+    def save(self, model: Any, folder: Path) -> None:
+        with quiet():
+            model.save_pretrained(folder)
+        save_tokenizer(self.start.base, self.start.path, folder)
+
+    def reload(self, folder: Path) -> nn.Module:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
     def documents(self, rows: pa.Table) -> list[Document]:
         found = []
@@ -156,7 +297,24 @@ class TextGeneration:
         }
         return PackedExamples(packed), told
 
+    def summary(self, entry: Mapping[str, Any]) -> str:
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in entry["dropped"].items()) or "none"
+        return (
+            f"{entry['name']}: {entry['learnt']:,} learnt of {entry['kept']:,} kept; dropped: {lost}; "
+            f"{entry['end_learnt_share']:.0%} of {entry['examples_kept']:,} examples learn their end; "
+            f"{entry['packed_rows']:,} packed rows, {entry['fill']:.0%} full"
+        )
+
+    def positions(self) -> int:
+        return self.part.sequence_length
+
+    def product(self) -> tuple[int, int, int]:
+        """At least what a small decoder has: on smaller ones a probe would measure its own overhead."""
+        return max(512, min(2048, self.part.batch_size * self.part.sequence_length)), 1024, 1024
+
     def batch(self, examples: PackedExamples, rows: np.ndarray) -> Batch:
+        import torch
+
         packed = examples.packed
         return Batch(
             torch.from_numpy(packed.ids_RL[rows].astype(np.int64)),
@@ -165,6 +323,8 @@ class TextGeneration:
         )
 
     def idle(self, batch: Batch) -> Batch:
+        import torch
+
         return Batch(batch.ids_BL, torch.full_like(batch.labels_BL, IGNORE), batch.positions_BL)
 
     def count(self, batch: Batch) -> int:
@@ -172,6 +332,8 @@ class TextGeneration:
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Sum of the cross-entropy (nats) over the labels of the batch, and their number."""
+        import torch.nn.functional as F
+
         device = next(model.parameters()).device
         wanted_BL = (batch.labels_BL != IGNORE).to(device)
         target_N = batch.labels_BL.to(device)[wanted_BL]
@@ -193,6 +355,17 @@ class TextGeneration:
     def probes(self) -> list[list[int]]:
         """Token ids that merged and compressed models are compared on."""
         return [self.encoder.prompt([{"role": "user", "content": text}]) for text in PROBES]
+
+    def probe_logits(self, model: nn.Module, probes: list[list[int]]) -> torch.Tensor:
+        """Logits (float32) at every position of every probe: [N, V]."""
+        import torch
+
+        model.eval()
+        device = next(model.parameters()).device
+        with torch.inference_mode():
+            return torch.cat([
+                model(input_ids=torch.tensor([p], device=device), use_cache=False).logits[0].float().cpu() for p in probes
+            ])  # fmt: skip
 
     def inputs(self, rows: pa.Table) -> dict[str, Any]:
         """Ids of every text of the rows and of the awkward ones, the tokens that begin and end, the template."""
@@ -219,3 +392,20 @@ class TextGeneration:
         if part.choices:
             return choose(self, model, rows, part, shots, size)
         return generate(self, model, rows, part, shots, size)
+
+    def answer(self, model: nn.Module, inputs: list[str], part: Asking) -> list[dict[str, Any]]:
+        """By choice, with the log-likelihood (nats) of each; else generated, and `finish_reason` is `stop` or `length`."""
+        from hermitcrab.tasks.answers import answer_texts
+
+        return answer_texts(self.encoder, model, inputs, part)
+
+
+def _shared(path: Path) -> int:
+    """Characters that all prompts of a row table begin with: they are computed once."""
+    import pyarrow.parquet as pq
+
+    if "prompt" not in pq.read_schema(path).names:
+        return 0
+    prompts = pq.read_table(path, columns=["prompt"])["prompt"].to_pylist()
+    first, last = min(prompts, default=""), max(prompts, default="")
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)

@@ -113,4 +113,5 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         for name, p in model.named_parameters()
         if p.requires_grad
         for slot, value in optimizer.state.get(p, {}).items()
+        if value is not None  # SGD without momentum keeps nothing
     }

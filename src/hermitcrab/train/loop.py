@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ from hermitcrab.train import checkpoint
 from hermitcrab.train.plan import Plan
 from hermitcrab.train.profiling import Profiler, profiled
 
+LOGGED = 1000  # lines of the log, about as many at most: a small model's step is shorter than telling of it
+SHOWN_EVERY = 0.25  # seconds between points in TensorBoard, which costs half a millisecond each
+
 
 @dataclass
 class State:
@@ -42,6 +46,9 @@ class State:
     best_loss: float = math.inf
     labels: int = 0
     stopped: str = "planned"
+    unlogged: list[float] = field(
+        default_factory=lambda: [0.0, 0]
+    )  # loss summed, and labels, since the last line of the log
 
     def as_json(self) -> dict[str, Any]:
         return {**self.__dict__, "best_loss": None if math.isinf(self.best_loss) else self.best_loss}
@@ -65,13 +72,20 @@ def learning_rate(part: Train, step: int, steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, part: Train) -> torch.optim.Optimizer:
-    """Fused AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). Vectors (norms, biases) do not decay."""
+    """Fused AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), Adam (Kingma & Ba 2015, arXiv:1412.6980) or SGD.
+    Vectors (norms, biases) do not decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": part.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=part.learning_rate, fused=True)
+    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": 0.0}]
+    if part.weight_decay:
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": part.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+    groups = [g for g in groups if g["params"]]
+    if part.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=part.learning_rate, momentum=part.momentum or 0.0, fused=True)
+    kind = torch.optim.AdamW if part.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=part.learning_rate, fused=True)
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,9 @@ class Fit:
         self.state = State()
         self.profiler = Profiler()
         self.device = next(model.parameters()).device
+        self.learnable = [p for p in model.parameters() if p.requires_grad]
+        self.log_every = max(1, plan.steps // LOGGED)
+        self.shown = 0.0
 
     def run(self, mark: Callable[[], None] = lambda: None) -> State:
         """Train to the planned step, or from the last checkpoint to there. `mark` is called at each checkpoint."""
@@ -137,25 +154,43 @@ class Fit:
 
     def _steps(self, log: Any, board: Any, bar: Progress, mark: Callable[[], None]) -> None:
         state, steps = self.state, self.plan.steps
-        while state.step < steps and state.stopped == "planned":
-            told = self._step(state.step)
+        while state.step < steps and state.stopped == "planned":  # a failed step is counted, and never saved
             state.step += 1
+            tell = self._due(self.log_every) or self._due(self.part.checkpoint_every)
+            told = self._step(state.step - 1, tell)
             state.loss_last = told["loss"]
             state.loss_first = told["loss"] if state.loss_first is None else state.loss_first
             state.labels += told["labels"]
+            state.unlogged = [state.unlogged[0] + told["loss"] * told["labels"], state.unlogged[1] + told["labels"]]
             if self.validation is not None and self._due(self.part.validate_every):
                 told["validation_loss"] = self._validate()
-            if log is not None and board is not None:
-                print(json.dumps({"step": state.step, **told}, sort_keys=True), file=log, flush=True)
-                for name, value in told.items():
-                    board.add_scalar(name, value, state.step)
+            if "validation_loss" in told or self._due(self.log_every) or state.stopped != "planned":
+                self._log(log, board, told)
             if state.step % self.part.checkpoint_every == 0 or state.step == steps or state.stopped != "planned":
+                if log is not None:
+                    log.flush()
                 self._save()
                 mark()
             bar.add(1, f"loss {told['loss']:.3f}")
             self.profiler.step()
 
-    def _step(self, step: int) -> dict[str, Any]:
+    def _log(self, log: Any, board: Any, told: dict[str, Any]) -> None:
+        """A line for the steps since the last one: their mean loss, weighted by labels, and how the last of them went."""
+        state = self.state
+        total, labels = state.unlogged
+        state.unlogged = [0.0, 0]
+        if log is None or board is None:
+            return
+        told = {**told, "loss": total / labels, "labels": labels} if labels != told["labels"] else told
+        log.write(json.dumps({"step": state.step, **told}, sort_keys=True) + "\n")  # on disk with the next checkpoint
+        now = time.monotonic()
+        if "validation_loss" in told or now - self.shown >= SHOWN_EVERY or state.step == self.plan.steps:
+            self.shown = now
+            for name, value in told.items():
+                board.add_scalar(name, value, state.step)
+
+    def _step(self, step: int, tell: bool) -> dict[str, Any]:
+        """One optimizer step. The gradient's norm is known where it is clipped, and where the step is told of or kept."""
         part, ranks = self.part, self.ranks
         rows = step_rows(len(self.examples), self.plan.rows_per_step, step, part.seed)
         shares = ranks.shares(rows, part.batch_size)
@@ -166,10 +201,11 @@ class Fit:
         rate = learning_rate(part, step, self.plan.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         loss_sum = 0.0
         for number, batch in enumerate(batches):
-            torch.manual_seed(hash_seed(part.seed, step, number, ranks.rank))
+            seed_all(hash_seed(part.seed, step, number, ranks.rank), self.device)
             last = number == len(batches) - 1
             quiet = nullcontext() if last or ranks.world == 1 else self.model.no_sync()
             with quiet:
@@ -179,14 +215,23 @@ class Fit:
                 if not math.isfinite(value):
                     raise Diverged(self._not_finite(step, number, shares[number], f"loss is {value}"))
                 loss_sum += value
-                (loss.sum * (ranks.world / total)).backward()  # DDP averages over ranks; the sum is what we mean
-        norm = float(nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad],
-                                              part.clip_norm or math.inf))  # fmt: skip
-        if not math.isfinite(norm):
-            raise Diverged(self._not_finite(step, 0, rows, f"gradient norm is {norm}"))
+                # DDP averages over ranks; the sum is what we mean
+                loss.sum.backward(torch.full_like(loss.sum, ranks.world / total))
+        told = {"loss": ranks.sum(loss_sum)[0] / total, "labels": total, "learning_rate": rate}
+        if part.clip_norm is not None or tell:
+            told["gradient_norm"] = norm = self._norm()
+            if not math.isfinite(norm):
+                raise Diverged(self._not_finite(step, 0, rows, f"gradient norm is {norm}"))
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": ranks.sum(loss_sum)[0] / total, "labels": total, "learning_rate": rate, "gradient_norm": norm}
+        for parameter in self.learnable:
+            parameter.grad = None
+        return told
+
+    def _norm(self) -> float:
+        """Of the whole gradient, before it is clipped."""
+        if self.part.clip_norm is not None:
+            return float(nn.utils.clip_grad_norm_(self.learnable, self.part.clip_norm))
+        return float(nn.utils.get_total_norm([p.grad for p in self.learnable if p.grad is not None]))
 
     def _batch(self, rows: np.ndarray, share: np.ndarray) -> Any:
         if len(share):
@@ -194,7 +239,9 @@ class Fit:
         return self.task.idle(self.task.batch(self.examples, rows[:1]))
 
     def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.plan.precision == "bfloat16")
+        if self.plan.precision != "bfloat16":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _not_finite(self, step: int, number: int, rows: np.ndarray, what: str) -> str:
         names = self.examples.row_ids(rows)
@@ -257,5 +304,18 @@ class Fit:
 
 
 def hash_seed(*values: int) -> int:
-    """One 63-bit seed of several numbers."""
-    return int(np.random.SeedSequence([v & (2**63 - 1) for v in values]).generate_state(1, np.uint64)[0] >> 1)
+    """One 63-bit seed of several numbers, by the mixing of SplitMix64 (Steele, Lea & Flood 2014, doi:10.1145/2714064.2660195)."""
+    mixed = 0
+    for value in values:
+        mixed = (mixed + value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+def seed_all(seed: int, device: torch.device) -> None:
+    """As torch.manual_seed for the devices at hand; that one keeps a stack trace a call for devices that are not there."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

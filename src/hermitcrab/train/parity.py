@@ -13,20 +13,11 @@ import torch
 from torch import nn
 
 from hermitcrab.errors import HermitcrabError
+from hermitcrab.tasks import Task
 
 TOP1 = 0.95
 SHARE = 0.1
 FLOOR = 1e-3  # nats; below this nothing is asked
-
-
-@torch.inference_mode()
-def probe_logits(model: nn.Module, probes: list[list[int]]) -> torch.Tensor:
-    """Logits (float32) at every position of every probe: [N, V]."""
-    model.eval()
-    device = next(model.parameters()).device
-    return torch.cat(
-        [model(input_ids=torch.tensor([p], device=device), use_cache=False).logits[0].float().cpu() for p in probes]
-    )
 
 
 def compare(a_NV: torch.Tensor, b_NV: torch.Tensor) -> dict[str, float]:
@@ -43,7 +34,7 @@ def within(found: dict[str, float], tolerance: dict[str, float]) -> bool:
     return found["top1_agreement"] >= tolerance["top1_agreement"] and found["mean_kl"] <= tolerance["mean_kl"]
 
 
-def recompute(package: Path, base: nn.Module, merged: nn.Module, probes: list[list[int]]) -> dict[str, float]:
+def recompute(task: Task, package: Path, base: nn.Module, merged: nn.Module, probes: list[Any]) -> dict[str, float]:
     """Parity of a package afresh, on the recorded probes.
 
     Args:
@@ -56,11 +47,11 @@ def recompute(package: Path, base: nn.Module, merged: nn.Module, probes: list[li
 
     with quiet(), library_errors(package / "adapter"):
         adapted = PeftModel.from_pretrained(base.float(), package / "adapter")
-        return compare(probe_logits(adapted, probes), probe_logits(merged, probes))
+        return compare(task.probe_logits(adapted, probes), task.probe_logits(merged, probes))
 
 
 def judge(
-    trained: torch.Tensor, merged: torch.Tensor, base: torch.Tensor, probes: list[list[int]], names: list[str]
+    trained: torch.Tensor, merged: torch.Tensor, base: torch.Tensor, probes: list[Any], names: list[str]
 ) -> dict[str, Any]:
     """parity.json.
 

@@ -21,6 +21,7 @@ import torch
 from hermitcrab.errors import UsageError
 from hermitcrab.recipe import Train
 
+SMALL = 5e7  # operations of a product under which one thread does it alone
 PROBE_SECONDS = 0.25  # for each thing that is measured
 COMPILE_SECONDS = 90.0  # CPU-seconds that compiling a decoder costs, g++ included: assumed, not measured
 COMPILE_GAIN = 0.2  # share of a full fine-tuning step that it saves; assumed as well
@@ -56,19 +57,28 @@ def rate(work: Callable[[], object], seconds: float = PROBE_SECONDS) -> float:
     return best
 
 
-def choose_precision(wanted: str, device: str) -> tuple[str, str]:
-    """bfloat16 where its matrix product is faster than float32's. Never float16 on a CPU (2 against 200 GFLOP/s)."""
+def choose_precision(wanted: str, device: str, product: tuple[int, int, int]) -> tuple[str, str]:
+    """bfloat16 where a layer is faster in it, casts included. Never float16 on a CPU (2 against 200 GFLOP/s).
+
+    `product`: rows, and the widths that a layer takes and gives.
+    """
     if wanted != "auto":
         return wanted, "as the recipe says"
     if device == "cuda":
         return (
             ("bfloat16", "GPU with bfloat16") if torch.cuda.is_bf16_supported() else ("float32", "GPU without bfloat16")
         )
-    rates = {}
-    for name in ("float32", "bfloat16"):
-        a = torch.ones(512, 1024, dtype=getattr(torch, name))
-        b = torch.ones(1024, 1024, dtype=getattr(torch, name))
-        rates[name] = rate(partial(torch.mm, a, b)) * 2 * 512 * 1024 * 1024 / 1e9
+    rows, taken, given = product
+    if 2 * rows * taken * given < SMALL:
+        return "float32", "products are too small for bfloat16 to pay for its casts"
+    x = torch.ones(rows, taken, requires_grad=True)
+    weight = torch.ones(given, taken, requires_grad=True)
+
+    def both_ways(name: str) -> None:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=name == "bfloat16"):
+            torch.nn.functional.linear(x, weight).sum().backward()
+
+    rates = {name: rate(partial(both_ways, name)) * 6 * rows * taken * given / 1e9 for name in ("float32", "bfloat16")}
     told = ", ".join(f"{name} {r:.0f} GFLOP/s" for name, r in rates.items())
     return ("bfloat16" if rates["bfloat16"] > 1.2 * rates["float32"] else "float32"), told
 
@@ -93,6 +103,8 @@ def choose_attention(
     if device == "cuda":
         return "sdpa", "GPU"
     heads = getattr(config, "num_attention_heads", None)
+    if config is not None and not heads:
+        return "none", "the model has none"
     width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     if not heads or not width:
         return "sdpa", "heads unknown"
@@ -127,28 +139,37 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **libraries}
 
 
-def make_plan(part: Train, model: Any, packed_rows: int, processes: int) -> Plan:
+def choose_threads(processes: int, product: tuple[int, int, int]) -> tuple[int, str]:
+    """All cores, shared out; one where products are so small that threads wait for each other longer than they compute."""
+    if 2 * math.prod(product) < SMALL:
+        return 1, f"products of {2 * math.prod(product) / 1e6:.0f} million operations are too small to share out"
+    return max(1, (os.cpu_count() or 1) // processes), "every core"
+
+
+def make_plan(task: Any, model: Any, rows: int, processes: int, precision: tuple[str, str]) -> Plan:
     """Probe the machine for this work.
 
     Args:
+        task: with its part of the recipe.
         model: as loaded (heads, widths and size are asked of it).
-        packed_rows: rows in an epoch.
+        rows: rows in an epoch.
+        precision: as chosen, and why.
     """
+    part: Train = task.part
     device = "cuda" if torch.cuda.is_available() else "cpu"
     per_step = part.batch_size * part.accumulate
-    steps = part.steps or max(1, math.ceil(part.epochs * packed_rows / per_step))
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    steps = part.steps or max(1, math.ceil(part.epochs * rows / per_step))
+    threads, why_threads = choose_threads(processes, task.product())
     torch.set_num_threads(threads)
-    precision, why_precision = choose_precision(part.precision, device)
-    dtype = getattr(torch, precision)
+    dtype = getattr(torch, precision[0])
     attention, why_attention = choose_attention(
         part.attention, model, part.batch_size, part.sequence_length, dtype, device
     )
     parameters = sum(p.numel() for p in model.parameters())
-    step_seconds = 6 * parameters * per_step * part.sequence_length / (1e11 * (2 if precision == "bfloat16" else 1))
+    step_seconds = 6 * parameters * per_step * task.positions() / (1e11 * (2 if precision[0] == "bfloat16" else 1))
     compiled, why_compile = choose_compile(part.compile, part, step_seconds, steps, device)
     return Plan(
-        precision, attention, compiled, threads, processes, steps, per_step,
-        {"precision": why_precision, "attention": why_attention, "compile": why_compile},
+        precision[0], attention, compiled, threads, processes, steps, per_step,
+        {"precision": precision[1], "attention": why_attention, "compile": why_compile, "threads": why_threads},
         versions(),
     )  # fmt: skip

@@ -27,7 +27,7 @@ from hermitcrab.errors import Diverged, HermitcrabError
 from hermitcrab.progress import progress, say, set_quiet, warn
 from hermitcrab.recipe import Train
 from hermitcrab.store import read_json, write_json
-from hermitcrab.tasks import Start, make_task
+from hermitcrab.tasks import Start, load_task, make_task
 from hermitcrab.train.adapters import adapter_inputs_as_they_are, trainable
 from hermitcrab.train.attention import use_attention
 from hermitcrab.train.checkpoint import found
@@ -52,19 +52,20 @@ class Session:
     def open(cls, folder: Path) -> Session:
         job = read_json(folder / "job.json")
         part = Train.model_validate(job["part"])
-        task = make_task(job["task"], Start(job["base"], Path(job["path"]), job["seed"]), part)
+        rows = {s: pq.read_table(Path(job["rows"]) / f"{s}.parquet") for s in ("train", "validation")}
+        fitted = load_task(job["task"]).fit(rows["train"])
+        task = make_task(job["task"], Start(job["base"], Path(job["path"]), job["seed"], fitted), part)
         ledgers: list[dict[str, Any]] = []
         packed: dict[str, Any] = {}
-        for split in ("train", "validation"):
-            rows = pq.read_table(Path(job["rows"]) / f"{split}.parquet")
+        for split, table in rows.items():
             packed[split] = None
-            if rows.num_rows:
-                ledger = Ledger("tokens")
+            if table.num_rows:
+                ledger = Ledger(task.counts)
                 try:
-                    packed[split], told = task.examples(rows, ledger)
+                    packed[split], told = task.examples(table, ledger)
                 except HermitcrabError as error:
                     raise HermitcrabError(f"{split} rows: {error}") from error
-                ledgers.append({"name": f"{split} tokens", **ledger.as_json(), **told})
+                ledgers.append({"name": f"{split} {ledger.unit}", **ledger.as_json(), **told})
         return cls(folder, task, part, packed["train"], packed["validation"], ledgers)
 
     def start_dtype(self, precision: str) -> str:
@@ -91,11 +92,9 @@ class Session:
                 )
             return plan, self.model(plan.precision)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        precision, why = choose_precision(self.part.precision, device)
+        precision, why = choose_precision(self.part.precision, device, self.task.product())
         model = self.model(precision)
-        fixed = self.part.model_copy(update={"precision": precision})
-        plan = make_plan(fixed, model, len(self.examples), processes)
-        plan.why["precision"] = why
+        plan = make_plan(self.task, model, len(self.examples), processes, (precision, why))
         if plan.compile:
             if problem := self._cannot_compile(model, plan):
                 plan.compile, plan.why["compile"] = False, f"it failed: {problem}"
@@ -120,10 +119,11 @@ class Session:
 
     def ready(self, model: nn.Module, plan: Plan) -> nn.Module:
         """The model as the loop trains it: kernel, adapters, compiled layers."""
-        use_attention(model, plan.attention)
+        if plan.attention != "none":
+            use_attention(model, plan.attention)
         self.task.attach(model)
         if plan.compile:
-            for layer in model.get_decoder().layers:
+            for layer in self.task.compiled(model):
                 layer.compile(dynamic=False)
         if torch.cuda.is_available():
             model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")

@@ -1,0 +1,104 @@
+"""Drawings as numbers: each in a box of 100 x 100 that the page stretches to whatever room there is.
+
+Labels are no part of the stretched drawing: the page sets them beside it, at their percentage, in its own type size. So
+they are as legible on a phone as on a wide screen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+POINTS = 240  # of a curve; more steps are averaged
+REACH = 6
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+class Scale:
+    """Values from `low` to `high` on 0 to 100, with a margin at both ends; `down` puts the highest at the top."""
+
+    def __init__(self, low: float, high: float, margin: float = 4.0, down: bool = False):
+        self.low, self.high, self.margin, self.down = low, high, margin, down
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / ((self.high - self.low) or 1.0)
+        share = 1 - share if self.down else share
+        return round(self.margin + share * (100 - 2 * self.margin), 2)
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
+    """At most `most` round values in [low, high], a multiple of 1, 2 or 5 apart, with their labels."""
+    if not high > low:
+        return [(low, f"{low:g}")]
+    power = 10.0 ** math.floor(math.log10(high - low) - 1)
+    for factor in (1, 2, 5, 10, 20, 50, 100):
+        step = factor * power
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first < most:
+            break
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [(i * step, f"{i * step:,.{digits}f}") for i in range(first, last + 1)]
+
+
+def forest(pairs: Sequence[Mapping[str, Any]], against: str | None = None) -> dict[str, Any]:
+    """Differences with their intervals on one scale that holds zero: `{rows: [{line, dot, off}], zero, ticks}`.
+
+    The scale is made for the pair `against`: one that lies REACH times as far out is not drawn but pointed at (`off`: -1 or
+    1), or a hopeless baseline would press the interval that matters into a dot.
+    """
+    first = [x for p in pairs if p["b"] == against for x in (p["low"], p["high"]) if x is not None]
+    reach = REACH * max(map(abs, first), default=math.inf) or math.inf
+    off = [0 if abs(p["difference"]) <= reach else 1 if p["difference"] > 0 else -1 for p in pairs]
+    near = [p for p, away in zip(pairs, off, strict=True) if not away]
+    limits = [x for p in near for x in (p["low"], p["high"], p["difference"]) if x is not None]
+    low, high = min([0.0, *limits]), max([0.0, *limits])
+    place = Scale(low, high)
+    return {
+        "rows": [
+            {
+                "line": None if away or p["low"] is None or p["high"] is None else (place(p["low"]), place(p["high"])),
+                "dot": None if away else place(p["difference"]),
+                "off": away,
+            }
+            for p, away in zip(pairs, off, strict=True)
+        ],
+        "zero": place(0.0),
+        "ticks": [(place(at), f"{'+' if at > 0 else ''}{label}" if at else "0") for at, label in ticks(low, high, 4)],
+    }
+
+
+def curve(found: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any] | None:
+    """Training and validation loss by step: points of two lines, and the ticks of both axes. None for fewer than two steps."""
+    train, every = _thinned(found["train"])
+    validation = found["validation"]
+    points = [*train, *validation]
+    if len(train) < 2:
+        return None
+    steps, losses = [step for step, _ in points], [loss for _, loss in points]
+    across, up = Scale(min(steps), max(steps), margin=1), Scale(min(losses), max(losses), margin=5, down=True)
+    return {
+        "train": [(across(step), up(loss)) for step, loss in train],
+        "validation": [(across(step), up(loss)) for step, loss in validation],
+        "across": [(across(at), label) for at, label in ticks(min(steps), max(steps), 5) if at == int(at)],
+        "up": [(up(at), label) for at, label in ticks(min(losses), max(losses), 5)],
+        "every": every,
+        "last": {"train": train[-1][1], "validation": validation[-1][1] if validation else None},
+    }
+
+
+def sparkline(values: Sequence[float], width: int = 32) -> str:
+    """A curve in one line of text; empty for fewer than two values."""
+    if len(values) < 2:
+        return ""
+    every = -(-len(values) // width)
+    means = [sum(c) / len(c) for c in (values[i : i + every] for i in range(0, len(values), every))]
+    low, high = min(means), max(means)
+    return "".join(BLOCKS[int((m - low) / ((high - low) or 1.0) * (len(BLOCKS) - 1) + 0.5)] for m in means)
+
+
+def _thinned(points: Sequence[Sequence[float]]) -> tuple[list[tuple[float, float]], int]:
+    """At most POINTS points, each the mean of `every` neighbors."""
+    every = -(-len(points) // POINTS)
+    chunks = [points[i : i + every] for i in range(0, len(points), every)] if every else []
+    return [(c[-1][0], sum(loss for _, loss in c) / len(c)) for c in chunks], every
