@@ -332,13 +332,13 @@ class TextGeneration:
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Sum of the cross-entropy (nats) over the labels of the batch, and their number."""
-        import torch.nn.functional as F
+        from hermitcrab.tasks.cross_entropy import summed_cross_entropy
 
         device = next(model.parameters()).device
         wanted_BL = (batch.labels_BL != IGNORE).to(device)
         target_N = batch.labels_BL.to(device)[wanted_BL]
         logits_NV = self.logits(model, batch.ids_BL.to(device), batch.positions_BL.to(device), wanted_BL)
-        return Loss(F.cross_entropy(logits_NV.float(), target_N, reduction="sum"), target_N.numel())
+        return Loss(summed_cross_entropy(logits_NV, target_N), target_N.numel())
 
     def logits(self, model: nn.Module, ids_BL: torch.Tensor, positions_BL: torch.Tensor,
                wanted_BL: torch.Tensor) -> torch.Tensor:  # fmt: skip

@@ -22,6 +22,8 @@ def trainable(model: nn.Module, part: Train) -> nn.Module:
         return model
     from peft import LoraConfig, get_peft_model
 
+    from hermitcrab.train.lora_linear import LoraLinear
+
     targets = part.lora.targets
     if isinstance(targets, list):
         linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
@@ -33,6 +35,7 @@ def trainable(model: nn.Module, part: Train) -> nn.Module:
     torch.manual_seed(part.seed)
     config = LoraConfig(r=part.lora.rank, lora_alpha=part.lora.alpha, lora_dropout=part.lora.dropout, target_modules=targets,
                         task_type="CAUSAL_LM")  # fmt: skip
+    config._register_custom_module({nn.Linear: LoraLinear})
     with quiet():
         adapted = get_peft_model(model, config)
     for parameter in adapted.parameters():  # adapters learn in float32; the frozen rest stays as it is

@@ -16,9 +16,32 @@ def matmul(q_BHLE: torch.Tensor, k_BHLE: torch.Tensor, v_BHLE: torch.Tensor, see
            scale: float | None = None, dropout: float = 0.0) -> torch.Tensor:  # fmt: skip
     """softmax(q kᵀ scale) v over the positions that are `seen` (bool, broadcast to [B, H, L, L])."""
     scale = q_BHLE.shape[-1] ** -0.5 if scale is None else scale
+    if dropout == 0 and not torch.compiler.is_compiling():
+        device = q_BHLE.device.type
+        working = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q_BHLE.dtype
+        with torch.autocast(device, enabled=False):
+            return _Matmul.apply((q_BHLE * scale).to(working), k_BHLE.to(working), v_BHLE.to(working), seen)
     scores = (q_BHLE * scale) @ k_BHLE.transpose(-1, -2)
     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     return F.dropout(scores.softmax(-1), dropout, dropout > 0) @ v_BHLE
+
+
+class _Matmul(torch.autograd.Function):
+    """The same, bit for bit, with mask and softmax written over the scores: the compiler does so by itself, autograd does not."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        p = q @ k.transpose(-1, -2)
+        p.masked_fill_(~seen, torch.finfo(p.dtype).min)
+        torch._softmax(p, -1, False, out=p)
+        ctx.save_for_backward(q, k, v, p)
+        return p @ v
+
+    @staticmethod
+    def backward(ctx: Any, do: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, p = ctx.saved_tensors
+        ds = torch._softmax_backward_data(do @ v.transpose(-1, -2), p, -1, p.dtype)
+        return ds @ k, ds.transpose(-1, -2) @ q, p.transpose(-1, -2) @ do, None
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

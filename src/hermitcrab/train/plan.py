@@ -20,11 +20,14 @@ import torch
 
 from hermitcrab.errors import UsageError
 from hermitcrab.recipe import Train
+from hermitcrab.store import process_cpu
 
 SMALL = 5e7  # operations of a product under which one thread does it alone
 PROBE_SECONDS = 0.25  # for each thing that is measured
-COMPILE_SECONDS = 90.0  # CPU-seconds that compiling a decoder costs, g++ included: assumed, not measured
-COMPILE_GAIN = 0.2  # share of a full fine-tuning step that it saves; assumed as well
+COMPILE_SECONDS = 35.0  # CPU-seconds that compiling a decoder costs, g++ included, nothing cached (docs/log.md)
+COMPILE_GAIN = (
+    0.15  # share of a full fine-tuning step that it saves (docs/log.md); both only decide whether it is tried
+)
 
 
 @dataclass
@@ -38,23 +41,27 @@ class Plan:
     rows_per_step: int
     why: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    first_batch_seconds: float | None = None  # of the batch that compiles
+    first_batch_seconds: float | None = None  # CPU-seconds of the batch that compiles, compilers' processes included
+    batch_seconds: dict[str, float] = field(default_factory=dict)  # CPU-seconds of a micro-batch, eager and compiled
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def rate(work: Callable[[], object], seconds: float = PROBE_SECONDS) -> float:
-    """Calls a second, after one to warm up; the best of three slices, since a shared machine only ever makes it slower."""
+    """Calls a second of the whole machine, after one to warm up: the best of three slices, by CPU time.
+
+    Wall time on a shared machine tells who else is there, and chose the slowest kernel for it (docs/log.md).
+    """
     work()
     best = 0.0
     for _ in range(3):
-        began, calls = time.perf_counter(), 0
-        while (spent := time.perf_counter() - began) < seconds / 3 or calls == 0:
+        began, cpu, calls = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - began < seconds / 3 or calls == 0:
             work()
             calls += 1
-        best = max(best, calls / spent)
-    return best
+        best = max(best, calls / max(1e-9, time.process_time() - cpu))
+    return best * torch.get_num_threads()
 
 
 def choose_precision(wanted: str, device: str, product: tuple[int, int, int]) -> tuple[str, str]:
@@ -130,7 +137,46 @@ def choose_compile(wanted: str, part: Train, step_seconds: float, steps: int, de
     if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return False, "no C++ compiler"
     saved = COMPILE_GAIN * step_seconds * steps
-    return saved > COMPILE_SECONDS, f"would save about {saved:.0f} s of {COMPILE_SECONDS:.0f} s that it costs"
+    return saved > COMPILE_SECONDS, f"would save about {saved:.0f} CPU-s and cost about {COMPILE_SECONDS:.0f}"
+
+
+def try_compile(plan: Plan, wanted: str, batch: Callable[[], object], compile: Callable[[], object]) -> None:
+    """Compile, measure a micro-batch before and after, and write into `plan` what was found and whether to keep it.
+
+    Args:
+        batch: one micro-batch forward and backward.
+        compile: has the next `batch` compile.
+    """
+    eager = cpu_seconds(batch)
+    try:
+        compile()
+        plan.first_batch_seconds = _cpu(batch)
+        compiled = cpu_seconds(batch)
+    except Exception as error:  # noqa: BLE001 - compilers fail in ways of their own, and there is a way without them
+        words = str(error).strip().splitlines() or [""]
+        plan.compile, plan.why["compile"] = False, f"it failed: {type(error).__name__}: {words[0][:120]}"
+        return
+    plan.batch_seconds = {"eager": eager, "compiled": compiled}
+    told = f"a micro-batch takes {compiled:.3g} CPU-s, eager {eager:.3g}; compiling took {plan.first_batch_seconds:.3g}"
+    if compiled < eager:
+        told += (
+            f", paid back after {math.ceil((plan.first_batch_seconds - compiled) / (eager - compiled)):,} micro-batches"
+        )
+    elif wanted == "auto":
+        plan.compile, told = False, f"no gain: {told}"
+    plan.why["compile"] = told if wanted == "auto" else f"as the recipe says; {told}"
+
+
+def cpu_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    """CPU-seconds of a call: the least of `repeats`, after one to warm up."""
+    work()
+    return min(_cpu(work) for _ in range(repeats))
+
+
+def _cpu(work: Callable[[], object]) -> float:
+    began = process_cpu()
+    work()
+    return process_cpu() - began
 
 
 def versions() -> dict[str, str]:
@@ -166,7 +212,9 @@ def make_plan(task: Any, model: Any, rows: int, processes: int, precision: tuple
         part.attention, model, part.batch_size, part.sequence_length, dtype, device
     )
     parameters = sum(p.numel() for p in model.parameters())
-    step_seconds = 6 * parameters * per_step * task.positions() / (1e11 * (2 if precision[0] == "bfloat16" else 1))
+    step_seconds = (
+        6 * parameters * per_step * task.positions() / (1e11 * (2 if precision[0] == "bfloat16" else 1))
+    )  # CPU-seconds
     compiled, why_compile = choose_compile(part.compile, part, step_seconds, steps, device)
     return Plan(
         precision[0], attention, compiled, threads, processes, steps, per_step,

@@ -11,9 +11,8 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from hermitcrab.train.adapters import adapter_inputs_as_they_are, trainable
 from hermitcrab.train.attention import use_attention
 from hermitcrab.train.checkpoint import found
 from hermitcrab.train.loop import Fit, State
-from hermitcrab.train.plan import Plan, choose_precision, make_plan, versions
+from hermitcrab.train.plan import Plan, choose_precision, make_plan, try_compile, versions
 
 DIVERGED = "diverged"  # a process leaves this file where its failure is one of the settings
 
@@ -96,26 +95,31 @@ class Session:
         model = self.model(precision)
         plan = make_plan(self.task, model, len(self.examples), processes, (precision, why))
         if plan.compile:
-            if problem := self._cannot_compile(model, plan):
-                plan.compile, plan.why["compile"] = False, f"it failed: {problem}"
+            self._try_compile(model, plan)
             model = self.model(precision)  # the trial left its marks on the other one
         write_json(path, plan.as_json())
         return plan, model
 
-    def _cannot_compile(self, model: nn.Module, plan: Plan) -> str | None:
-        """Compile and run one batch before the first step; what goes wrong, in a few words. Its time is told apart."""
-        began = time.perf_counter()
-        try:
-            with progress("compiling"):
-                fit = Fit(self.task, self.ready(model, plan), self.part, plan, self.folder, self.examples, None)
-                rows = np.arange(min(len(self.examples), self.part.batch_size))
+    def _try_compile(self, model: nn.Module, plan: Plan) -> None:
+        """Compile before the first step and see what it gives; its time is told apart."""
+        with progress("compiling"):
+            ready = self.ready(model, replace(plan, compile=False))
+            fit = Fit(self.task, ready, self.part, plan, self.folder, self.examples, None)
+            rows = np.arange(min(len(self.examples), self.part.batch_size))
+            batch = self.task.batch(self.examples, rows)
+            fit.model.train()
+
+            def both_ways() -> None:
                 with fit._autocast():
-                    self.task.loss(fit.model, self.task.batch(self.examples, rows)).sum.backward()
-        except Exception as error:  # noqa: BLE001 - compilers fail in ways of their own, and there is a way without them
-            words = str(error).strip().splitlines() or [""]
-            return f"{type(error).__name__}: {words[0][:120]}"
-        plan.first_batch_seconds = time.perf_counter() - began
-        return None
+                    loss = self.task.loss(fit.model, batch).sum
+                loss.backward()
+
+            try_compile(plan, self.part.compile, both_ways, lambda: self.compile_parts(model))
+
+    def compile_parts(self, model: nn.Module) -> None:
+        """Part by part: layers are alike, so the second one finds the first one's code."""
+        for part in self.task.compiled(model):
+            part.compile(dynamic=False)
 
     def ready(self, model: nn.Module, plan: Plan) -> nn.Module:
         """The model as the loop trains it: kernel, adapters, compiled layers."""
@@ -123,8 +127,7 @@ class Session:
             use_attention(model, plan.attention)
         self.task.attach(model)
         if plan.compile:
-            for layer in self.task.compiled(model):
-                layer.compile(dynamic=False)
+            self.compile_parts(model)
         if torch.cuda.is_available():
             model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         return trainable(model, self.part)

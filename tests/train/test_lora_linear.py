@@ -1,0 +1,70 @@
+"""Adapters the short way: peft's numbers in float32, nearer to them in bfloat16, and peft's own code for every other case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import nn
+
+from hermitcrab.train.lora_linear import LoraLinear
+
+
+def layer(kind: type, dtype: Any, bias: bool = False, dropout: float = 0.0) -> Any:
+    torch.manual_seed(0)
+    base = nn.Linear(48, 80, bias=bias).to(dtype).requires_grad_(False)
+    config = LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout)
+    made = kind(base, "default", config=config, r=4, lora_alpha=12)
+    nn.init.normal_(made.lora_B["default"].weight)  # peft begins with zeros, which would hide mistakes
+    for adapter in (made.lora_A, made.lora_B):
+        adapter.float()
+    return made.train()
+
+
+def run(made: Any, x: Any, autocast: bool) -> list[Any]:
+    """Output and the gradients of input, A and B."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = made(x)
+    torch.manual_seed(2)
+    y.backward(torch.randn(y.shape).to(y.dtype))
+    return [
+        t.detach().double() for t in (y, x.grad, made.lora_A["default"].weight.grad, made.lora_B["default"].weight.grad)
+    ]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_in_float32_it_is_what_peft_computes(bias):
+    x = torch.randn(3, 5, 48)
+    ours, theirs = layer(LoraLinear, torch.float32, bias), layer(PeftLinear, torch.float32, bias)
+    assert ours._short_way(x) == "default"
+    for a, b in zip(run(ours, x, False), run(theirs, x, False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=5e-5)
+
+
+def test_in_bfloat16_it_is_no_further_from_float32_than_peft():
+    x = torch.randn(16, 64, 48).bfloat16()
+    ours, theirs = (run(layer(kind, torch.bfloat16), x, True) for kind in (LoraLinear, PeftLinear))
+    exact = layer(PeftLinear, torch.bfloat16)
+    exact.base_layer.float()
+    for mine, other, wanted in zip(ours, theirs, run(exact, x.float(), False), strict=True):
+        assert (mine - wanted).norm() <= 1.05 * (other - wanted).norm()
+
+
+def test_every_other_case_is_pefts():
+    x = torch.randn(2, 48)
+    assert layer(LoraLinear, torch.float32, dropout=0.1)._short_way(x) is None
+    assert layer(LoraLinear, torch.float32).eval()._short_way(x) is None
+    assert layer(LoraLinear, torch.bfloat16)._short_way(x) is None  # weights that are not in the working precision
+    off = layer(LoraLinear, torch.float32)
+    off.enable_adapters(False)
+    assert off._short_way(x) is None
+    merged = layer(LoraLinear, torch.float32)
+    merged.merge()
+    torch.testing.assert_close(merged(x), layer(PeftLinear, torch.float32)(x), rtol=1e-5, atol=1e-5)
