@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from hermitcrab.pipeline import Run, stage_named
 from hermitcrab.recipe import Recipe, load
-from hermitcrab.run import Run, stage_named
 from hermitcrab.store import Store, process_cpu, write_json
 from hermitcrab.train import adapters
 from hermitcrab.train.session import Session

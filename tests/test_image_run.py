@@ -24,7 +24,7 @@ from PIL import Image
 from tiny import stripes, write_image_project
 
 from hermitcrab.cli import main
-from hermitcrab.run import ORDER, find_run
+from hermitcrab.pipeline import ORDER, find_run
 from hermitcrab.store import Store, read_json
 from hermitcrab.tasks import TASKS
 
@@ -173,6 +173,40 @@ def test_an_earlier_run_goes_on_as_a_base(here, capsys):
     record = read_json(here / "runs" / "further" / "package" / "hermitcrab.json")
     assert record["base"]["uri"] == "run:shapes/package"
     assert main(["verify", "runs/further/package"]) == 0
+
+
+def test_settings_are_searched_and_two_models_compared_as_for_any_task(here, capsys):
+    status, out, err = crab("run", "shapes.yaml", "name=searched", "tune.train.learning_rate=[1e-6, 1e-2]", "tune.metric=accuracy",
+                            "--json", capsys=capsys)  # fmt: skip
+    assert status == 0, err
+    _, made = find_run("searched", Store(".crab/store"))
+    slow, fast = made["tune"].read("trials.json")
+    assert fast["chosen"]
+    assert fast["value"] > slow["value"]
+    assert slow["n"] == pq.read_metadata(made["prepare"].payload / "validation.parquet").num_rows
+    assert crab("verify", "runs/searched/package", capsys=capsys)[0] == 0
+    status, out, err = crab("compare", "shapes", "searched", "--on", "run:shapes/prepare", "--json", capsys=capsys)
+    assert status == 0, err
+    told = json.loads(out)
+    measured = {m["name"]: m["value"] for m in find_run("shapes", Store(".crab/store"))[1]["evaluate"].read("metrics.json")
+                if m["model"] == "derived"}  # fmt: skip
+    assert {m["name"]: m["value"] for m in told["metrics"] if m["model"] == "base"} == measured
+    assert "on the same rows" in told["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("tune.train.lora.rank=[2, 4]", "train.lora"),
+        ("tune.train.loss=[cross-entropy, mse]", "losses cannot be compared"),
+        ("tune.metric=perplexity", "tune.metric: perplexity is not what this task gives here"),
+    ],
+)
+def test_a_search_that_means_nothing_to_the_task_is_refused(here, capsys, override, said):
+    more = [] if override.startswith("tune.train") else ["tune.train.epochs=[1, 2]"]
+    status, _, err = crab("run", "shapes.yaml", override, *more, capsys=capsys)
+    assert status == 2
+    assert said in err
 
 
 def start(folder: Path, *settings: str) -> subprocess.Popen[str]:

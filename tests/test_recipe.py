@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
 def every_key(part: type[Part] = Recipe, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name, field in part.model_fields.items():
         yield (*path, name)
-        for inner in recipe._parts_in(field.annotation):
+        for inner in recipe.parts_in(field.annotation):
             yield from every_key(inner, (*path, name))
 
 

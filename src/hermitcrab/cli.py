@@ -31,9 +31,9 @@ def init_verb(args: argparse.Namespace) -> Answer:
 
 
 def run_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.pipeline import find_run
     from hermitcrab.report.gather import gather
     from hermitcrab.report.terminal import render
-    from hermitcrab.run import find_run
 
     run = _open_run(args)
     told = run.execute(args.key)
@@ -42,8 +42,8 @@ def run_verb(args: argparse.Namespace) -> Answer:
 
 def plan_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.estimate import shortage
+    from hermitcrab.pipeline import plan
     from hermitcrab.report.terminal import render_plan
-    from hermitcrab.run import plan
 
     run = _open_run(args)
     rows = plan(run)
@@ -69,9 +69,9 @@ def show_verb(args: argparse.Namespace) -> Answer:
 
         package = read_json(target / "hermitcrab.json")
         return package, lambda: render_package(target, package), 0
+    from hermitcrab.pipeline import find_run
     from hermitcrab.report.gather import gather
     from hermitcrab.report.terminal import render
-    from hermitcrab.run import find_run
 
     name = read_json(target / "run.json")["name"] if (target / "run.json").is_file() else args.what
     facts = gather(*find_run(name, Store(args.store)))
@@ -101,7 +101,7 @@ def verify_verb(args: argparse.Namespace) -> Answer:
 
     found = verify(args.folder, args.key)
     if args.recompute and found.ok:
-        from hermitcrab.run import recompute_parity
+        from hermitcrab.pipeline import recompute_parity
         from hermitcrab.store import Store
 
         recompute_parity(args.folder, args.base, Store(args.store), found)
@@ -119,6 +119,25 @@ def predict_verb(args: argparse.Namespace) -> Answer:
     answers = predict(opened, args.input, args.column, args.max_new_tokens)
     told = {"model": opened.name, "verified": opened.verified is not None, "answers": answers}
     return told, lambda: render_answers(answers), 0
+
+
+def compare_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.comparing import How, compare_models
+    from hermitcrab.report.terminal import render_comparison
+    from hermitcrab.store import Store
+
+    columns = dict(column.partition("=")[::2] for column in args.column)
+    if wrong := next((word for word in args.column if "=" not in word), None):
+        raise UsageError(f"--column {wrong}: expected WANTED=COLUMN, such as prompt=question")
+    choices = [choice.strip() for choice in args.choices.split(",")] if args.choices else []
+    how = How(choices=choices, columns=columns, format=args.format, metrics=args.metric, rows=args.rows,
+              max_new_tokens=args.max_new_tokens, key=args.key, base_key=args.base_key, unverified=args.unverified)  # fmt: skip
+    told = compare_models(args.base, args.derived, args.on, Store(args.store), how)
+    if args.report is not None:
+        from hermitcrab.report.cell import write_comparison
+
+        write_comparison(told, args.report)
+    return told, lambda: render_comparison(told), 0
 
 
 def serve_verb(args: argparse.Namespace) -> Answer:
@@ -151,8 +170,8 @@ def doctor_verb(args: argparse.Namespace) -> Answer:
 
 
 def _open_run(args: argparse.Namespace) -> Any:
+    from hermitcrab.pipeline import Run
     from hermitcrab.recipe import load
-    from hermitcrab.run import Run
     from hermitcrab.store import Store
 
     return Run(load(args.recipe, args.overrides), Store(args.store), Path(args.runs))
@@ -216,6 +235,21 @@ _verb("predict", "answer texts or images, as `evaluate` does", predict_verb,
            "images: files, folders, - for one on standard input, or @FILE (IDX)"),
       _arg("--column", default="prompt", metavar="COLUMN", help="of @FILE: a column, or a text with {column} in it (default: prompt)"),
       _arg("--max-new-tokens", type=_count, default=64, metavar="N", help="the longest generated answer (default: 64)"),
+      SIGNER, UNVERIFIED, STORE)  # fmt: skip
+_verb("compare", "ask two models the same rows: differences with paired intervals, gained and lost rows", compare_verb,
+      "crab compare hf:org/name@main runs/demo/package --on run:demo/prepare",
+      _arg("base", help="what is compared with: a package's folder, a run's name or folder, or a reference to a model"),
+      _arg("derived", help="the model in question, named in the same ways; differences are this minus the base"),
+      _arg("--on", required=True, metavar="ROWS", help="a file of rows (CSV, JSONL, Parquet, text, …), or run:NAME/prepare: its test rows"),
+      _arg("--format", default="prompt-completion", help="what a row of the file is: text, prompt-completion, messages"),
+      _arg("--column", action="append", default=[], metavar="WANTED=COLUMN",
+           help="a column of the file, or a text with {column} in it (may be given again)"),
+      _arg("--choices", metavar="A,B,…", help="answers to choose from (default: those that a package records; none: generated)"),
+      _arg("--metric", action="append", default=[], metavar="NAME", help="what is measured; the first decides (may be given again)"),
+      _arg("--rows", type=_count, metavar="N", help="ask only so many rows (default: all)"),
+      _arg("--max-new-tokens", type=_count, default=64, metavar="N", help="the longest generated answer (default: 64)"),
+      _arg("--report", type=Path, metavar="HTML", help="also write a page"),
+      _arg("--base-key", type=Path, metavar="PEM", help="public key of the signer of the base, where that is a package"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
 _verb("serve", "serve a package by the OpenAI API: /v1/chat/completions, /v1/completions, /v1/models, /health", serve_verb,
       "crab serve runs/demo/package --port 8000", MODEL,

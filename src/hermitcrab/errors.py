@@ -18,6 +18,10 @@ class HermitcrabError(Exception):
     exit_code = 1
 
 
+class Diverged(HermitcrabError):
+    """A training whose numbers left what can be represented: its settings are to blame, not the machine."""
+
+
 class UsageError(HermitcrabError):
     """The command line or the recipe asks for something that is not there."""
 

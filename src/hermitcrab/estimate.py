@@ -9,16 +9,17 @@ Formulas, with P parameters and t tokens (positions) in all:
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hermitcrab.models.base import shape
-from hermitcrab.recipe import Recipe
+from hermitcrab.recipe import Recipe, Train
 from hermitcrab.references import Resolved
 from hermitcrab.store import Artifact
 from hermitcrab.tasks import load_task
@@ -31,6 +32,7 @@ RUNTIME = 900 << 20  # bytes that Python, torch and transformers take by themsel
 EFFICIENCY = 0.5
 
 
+@functools.cache
 def float32_rate() -> float:
     """Floating-point operations a second of a matrix product, all threads."""
     a = np.ones((1024, 1024), np.float32)
@@ -54,19 +56,29 @@ def estimate(
     if base is None or rows is None:
         return {}
     test = artifacts["prepare"].payload / "test.parquet" if "prepare" in artifacts else None
-    work = load_task(recipe.task).work(recipe, base, rows, test)
-    parameters = work.parameters
-    tokens = min(rows["train"], recipe.data.take or rows["train"]) * work.tokens * recipe.train.epochs
     rate = float32_rate() * (2 if _has_bfloat16() else 1) * EFFICIENCY
-    lora = recipe.train.method == "lora"
-    if recipe.train.steps:
-        tokens = recipe.train.steps * recipe.train.batch_size * recipe.train.accumulate * work.tokens_a_training_row
-    final = 2 if recipe.train.final_dtype == "bfloat16" else 4
+
+    def training(part: Train) -> dict[str, float]:
+        """One training with these settings."""
+        work, lora = (
+            load_task(recipe.task).work(recipe.model_copy(update={"train": part}), base, rows, test),
+            part.method == "lora",
+        )
+        tokens = min(rows["train"], recipe.data.take or rows["train"]) * work.tokens * part.epochs
+        if part.steps:
+            tokens = part.steps * part.batch_size * part.accumulate * work.tokens_a_training_row
+        learning = 2 * work.parameters + work.activation_bytes
+        return {
+            "seconds": (4 if lora else 6) * work.working * tokens / rate,
+            "memory": (max(6 * work.parameters, learning) if lora else 14 * work.parameters + learning) + RUNTIME,
+            "disk": (2 if part.final_dtype == "bfloat16" else 4) * work.parameters * 1.1,
+        }
+
+    work = load_task(recipe.task).work(recipe, base, rows, test)
+    parameters, trained = work.parameters, training(recipe.train)
     passes = (recipe.evaluate.against == "base") + 1 + (recipe.evaluate.few_shot > 0)
     asked = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * work.asked * passes
-    activations = work.activation_bytes
-    weights = max(6 * parameters, 2 * parameters + activations) if lora else 16 * parameters + activations
-    shipped = final * parameters * 1.1
+    shipped = trained["disk"]
     text = rows["bytes"]
     types = recipe.compress.gguf
     compressed = sum(BITS[kind] for kind in types) / 8 * parameters
@@ -74,11 +86,8 @@ def estimate(
     return {
         "collect": {"seconds": 1 + text / READ, "memory": 200 << 20, "disk": text},
         "prepare": {"seconds": 1 + text / READ, "memory": (200 << 20) + 8 * text, "disk": text},
-        "train": {
-            "seconds": (4 if lora else 6) * work.working * tokens / rate,
-            "memory": weights + RUNTIME,
-            "disk": shipped,
-        },
+        "tune": _search(recipe, training, 2 * work.working * rows["validation"] * work.asked / rate),
+        "train": trained,
         "evaluate": {
             "seconds": 2 * work.working * asked / rate,
             "memory": 4 * parameters + RUNTIME,
@@ -90,6 +99,19 @@ def estimate(
             "disk": compressed,
         },
         "package": {"seconds": 2.0, "memory": 200 << 20, "disk": 2 * (shipped + compressed)},
+    }
+
+
+def _search(recipe: Recipe, training: Callable[[Train], dict[str, float]], asking: float) -> dict[str, float]:
+    """All trials of a search, each trained and, where a metric of answers decides, asked the validation rows."""
+    if recipe.tune is None:
+        return {"seconds": 0.0, "memory": 1 << 20, "disk": 0.0}
+    trials = [training(recipe.with_settings(settings).train) for settings in recipe.tune.settings()]
+    asked = 0.0 if recipe.tune.metric == "loss" else asking
+    return {
+        "seconds": sum(trial["seconds"] + asked for trial in trials),
+        "memory": max(trial["memory"] for trial in trials),
+        "disk": sum(trial["disk"] for trial in trials),
     }
 
 

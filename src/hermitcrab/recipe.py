@@ -6,16 +6,29 @@ name. Each nested part is owned by the stage that reads it; every field is read 
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
+import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from hermitcrab import searching
 from hermitcrab.errors import UsageError, did_you_mean
+from hermitcrab.strict_yaml import Loader, check_twice, line_of
 
 SHA256 = r"^(sha256:)?[0-9a-f]{64}$"
 
@@ -163,6 +176,12 @@ class Train(Part):
     """Stop after so many validations without a better loss, and keep the best weights."""
     checkpoint_every: Count = 50
     """Steps between checkpoints."""
+    profile: bool = False
+    """Record what the operators of a few steps cost, as a trace that TensorBoard opens. Changes nothing of the result."""
+
+    def unprofiled(self) -> Train:
+        """As it stands in the keys of later stages: a profile has the training run again, and nothing after it."""
+        return self.model_copy(update={"profile": False})
 
     @model_validator(mode="after")
     def _patience_needs_validation(self) -> Train:
@@ -216,6 +235,38 @@ class Evaluate(Part):
         return self
 
 
+class Tune(Part):
+    """A search over a few values, on validation rows alone: keys of `train` by their dotted path, each with a list of values."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra=searching.schema)
+    __pydantic_extra__: dict[str, list[Any]]
+
+    metric: Literal["loss", Metric] = "loss"
+    """What is best, on validation rows: the loss of the training itself, or a metric of answers."""
+    trials: Count | None = None
+    """Try only so many settings, drawn from all combinations; null: all of them."""
+    seed: Seed = 0
+    """Of that draw."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, value: Any) -> Any:
+        return searching.check_keys(value)
+
+    @property
+    def values(self) -> dict[str, list[Any]]:
+        """Dotted path → the values to try, in the recipe's order."""
+        return self.model_extra or {}
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Every setting to try: combinations in the order of the recipe, the last key changing first."""
+        every = [dict(zip(self.values, row, strict=True)) for row in itertools.product(*self.values.values())]
+        if self.trials is None:
+            return every
+        chosen = sorted(random.Random(self.seed).sample(range(len(every)), self.trials))
+        return [every[i] for i in chosen]
+
+
 class Compress(Part):
     gguf: list[GgufType] = []
     """Also ship the model as GGUF in these types, each compared with the uncompressed model. Empty: none."""
@@ -256,6 +307,8 @@ class Recipe(Part):
     """What the result is for; a license that forbids it is shown before anything runs."""
     base: Base
     data: Data
+    tune: Tune | None = None
+    """Search over a few values of `train` first; the best setting is the one that is trained, evaluated and shipped."""
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     compress: Compress = Compress()
@@ -263,60 +316,29 @@ class Recipe(Part):
     report: Report = Report()
     cluster: Cluster = Cluster()
 
+    @model_validator(mode="after")
+    def _search_is_sound(self) -> Recipe:
+        if self.tune is not None:
+            searching.check(self, self.tune)
+        return self
 
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers and booleans of YAML 1.2 (`5e-4` is a number, `no` is a word) and no key given twice."""
+    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
+        """This recipe with keys of `train` set by their dotted path.
 
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float",
-            "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp"}]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}  # fmt: skip
-for _tag, _pattern, _first in (
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("int", r"^[-+]?[0-9](?:[0-9_]*[0-9])?$", "-+0123456789"),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-
-
-def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    """A YAML 1.2 integer: `010` is ten, and `1_000` a thousand."""
-    return int(node.value.replace("_", ""))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _int)
-
-
-def _check_twice(node: yaml.Node, file: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise UsageError(f"{file}:{key.start_mark.line + 1}: a key is a word, not a list or a mapping")
-            if key.value in seen:
-                raise UsageError(f"{file}:{key.start_mark.line + 1}: the key `{key.value}` is given twice")
-            seen.add(key.value)
-            _check_twice(value, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _check_twice(value, file)
-
-
-def _line_of(node: yaml.Node | None, path: Sequence[str | int]) -> int:
-    """Line (from 1) of the deepest node on `path`; an index into something that is no list is passed over."""
-    line = node.start_mark.line + 1 if node else 1
-    for step in path:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(step):
-                    line, node = key.start_mark.line + 1, value
-                    break
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-    return line
+        Raises:
+            PydanticCustomError: a value that its field does not take, or that does not go with the others.
+        """
+        train = self.train.model_dump()
+        for path, value in settings.items():
+            _, *parents, last = path.split(".")
+            here = train
+            for step in parents:
+                here = here[step]
+            here[last] = value
+        try:
+            return self.model_copy(update={"train": Train.model_validate(train)})
+        except ValidationError as error:
+            raise searching.misfit(settings, error) from error
 
 
 def fields_at(path: Sequence[str | int]) -> list[str]:
@@ -328,17 +350,17 @@ def fields_at(path: Sequence[str | int]) -> list[str]:
         field = part.model_fields.get(step)
         if field is None:
             return []
-        part = next(iter(_parts_in(field.annotation)), None)
+        part = next(iter(parts_in(field.annotation)), None)
         if part is None:
             return []
     return list(part.model_fields)
 
 
-def _parts_in(annotation: Any) -> Iterator[type[Part]]:
+def parts_in(annotation: Any) -> Iterator[type[Part]]:
     if isinstance(annotation, type) and issubclass(annotation, Part):
         yield annotation
     for inner in getattr(annotation, "__args__", ()):
-        yield from _parts_in(inner)
+        yield from parts_in(inner)
 
 
 def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
@@ -353,13 +375,16 @@ def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
             or re.fullmatch(r"[A-Za-z0-9_-]+", s)
             or (i == last and item["type"] == "extra_forbidden")
         ]
+        path += item.get("ctx", {}).get("path", [])[len(path) :] if item["type"] == "recipe" else []
         words = ".".join(str(s) for s in path if not isinstance(s, int))
-        where = f"{file}:{_line_of(node, path)}"
+        where = f"{file}:{line_of(node, path)}"
         if item["type"] == "extra_forbidden":
             parent = ".".join(str(s) for s in path[:-1] if not isinstance(s, int)) or "the recipe"
             lines.append(
                 f"{where}: {parent} has no key `{path[-1]}`{did_you_mean(str(path[-1]), fields_at(path[:-1]))}"
             )
+        elif item["type"] == "recipe":
+            lines.append(f"{where}: {item['msg']}")
         elif item["type"] == "missing":
             lines.append(f"{where}: {words} is missing")
         else:
@@ -374,25 +399,47 @@ def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Rec
         UsageError: with file, line, key and nearest valid name, one line for each thing that is wrong.
     """
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=Loader)
         if node is not None:
-            _check_twice(node, file)
-        value = yaml.load(text, Loader=_Loader)
+            check_twice(node, file)
+        value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
         raise UsageError(f"{place}: this is not YAML: {getattr(error, 'problem', None) or error}") from error
     except RecursionError as error:
         raise UsageError(f"{file}: nested too deeply to be a recipe") from error
+    return _checked(value, file, node, overrides)
+
+
+def from_value(value: Mapping[str, Any] | Recipe, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
+    """A recipe from a mapping (or another recipe), as `parse` reads it from text.
+
+    Args:
+        overrides: texts such as `train.epochs=2`, or mappings such as `{"train.epochs": 2}`.
+    """
+    if isinstance(value, Recipe):
+        if not overrides:
+            return value
+        value = value.model_dump(mode="json")
+    return _checked(copy.deepcopy(dict(value)) if isinstance(value, Mapping) else value, "recipe", None, overrides)
+
+
+def _checked(value: Any, file: str, node: yaml.Node | None, overrides: Sequence[str | Mapping[str, Any]]) -> Recipe:
     if not isinstance(value, dict):
         raise UsageError(f"{file}: a recipe is a mapping of keys to values. Received: {type(value).__name__}")
-    given = [_override(value, text) for text in overrides]
+    given = []
+    for override in overrides:
+        if isinstance(override, str):
+            given.append(_override(value, override))
+        else:
+            given += [_set(value, str(key), inner, f"{key}={inner!r}") for key, inner in override.items()]
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
         told = _explain(error, file, node)
         if given:
-            told += f"\n(with {', '.join(given)} from the command line)"
+            told += f"\n(with {', '.join(given)} set on top)"
         raise UsageError(told) from error
 
 
@@ -401,7 +448,18 @@ def _override(recipe: dict[str, Any], text: str) -> str:
     path, equals, raw = text.partition("=")
     if not equals:
         raise UsageError(f"`{text}` is no override; expected key=value, such as train.epochs=2")
+    try:
+        value = yaml.load(raw, Loader=Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{text}: the value is not YAML: {error}") from error
+    return _set(recipe, path, value, text)
+
+
+def _set(recipe: dict[str, Any], path: str, value: Any, text: str) -> str:
+    """Set the key at a dotted path; `text` is how the user wrote it."""
     *parents, last = path.split(".")
+    if parents[:1] == ["tune"]:  # the keys of a search are dotted paths themselves
+        parents, last = ["tune"], path.removeprefix("tune.")
     here = recipe
     for i, step in enumerate(parents):
         if step not in fields_at(parents[:i]):
@@ -413,12 +471,12 @@ def _override(recipe: dict[str, Any], text: str) -> str:
             raise UsageError(f"{text}: `{'.'.join(parents[: i + 1])}` is a list here and cannot be set by key")
         here = inner
     known = fields_at(parents)
-    if known and last not in known:
+    if parents == ["tune"]:
+        if last not in (*known, *searching.searchable()):
+            raise UsageError(f"{text}: tune has no key `{last}`{searching.instead(last)}")
+    elif known and last not in known:
         raise UsageError(f"{text}: {'.'.join(parents) or 'the recipe'} has no key `{last}`{did_you_mean(last, known)}")
-    try:
-        here[last] = yaml.load(raw, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{text}: the value is not YAML: {error}") from error
+    here[last] = value
     return text
 
 

@@ -342,7 +342,7 @@ class Store:
         kept: set[str] = set()
         for name, record in self.runs().items():
             if Path(record["folder"]).exists():
-                keys = (*record["artifacts"].values(), *record.get("pending", ()))
+                keys = (*record["artifacts"].values(), *record.get("pending", ()), *record.get("trials", ()))
                 kept |= {key.removeprefix("sha256:") for key in keys}
             elif not dry:
                 (self.root / "runs" / f"{name}.json").unlink()

@@ -19,10 +19,11 @@ from hermitcrab.stages import Job
 from hermitcrab.stages.package import STAGE, PackageSlice
 from hermitcrab.store import Artifact, Draft, Store
 
-ORDER = ("collect", "prepare", "train", "evaluate", "compress", "package")
+ORDER = ("collect", "prepare", "tune", "train", "evaluate", "compress", "package")
 INPUTS = {
     "collect": (),
     "prepare": ("collect",),
+    "tune": ("collect", "prepare"),
     "train": ("collect", "prepare"),
     "evaluate": ("collect", "prepare", "train"),
     "compress": ("collect", "prepare", "train", "evaluate"),
@@ -180,8 +181,29 @@ def _compress(draft: Draft, base: dict[str, Any], license_id: str) -> None:
     draft.write("ledger.json", [ledger("tensors of Q8_0", "tensors")])
 
 
+def searched(trained: Artifact) -> list[dict[str, Any]]:
+    """trials.json of a search over two learning rates, which chose what was trained."""
+    told = {"name": "accuracy", "version": "1", "best": "highest", "n": 50, "split": "validation", "prompt_digest": None,
+            "steps": 40, "failed": None}  # fmt: skip
+    return [
+        {**told, "settings": {"train.learning_rate": 0.01}, "value": 0.7, "low": 0.6, "high": 0.8, "chosen": False,
+         "model": digest_bytes(b"another model")},
+        {**told, "settings": {"train.learning_rate": 0.001}, "value": 0.8, "low": 0.7, "high": 0.9, "chosen": True,
+         "model": trained.digest},
+    ]  # fmt: skip
+
+
+def _tune(draft: Draft, trials: list[dict[str, Any]]) -> None:
+    draft.write("trials.json", trials)
+    draft.write("ledger.json", [ledger("settings searched", "trials")] if trials else [])
+    if trials:
+        draft.facts["trials"] = [{"stage": "train", "key": digest_bytes(b"key"), "digest": t["model"]} for t in trials]
+
+
 def chain(store: Store, scratch: Path, **other: Any) -> dict[str, Artifact]:
-    """collect → … → compress. `other`: fields of base.json (`base`), `sources`, `parity`; `compressed=False`: nothing."""
+    """collect → … → compress. `other`: fields of base.json (`base`), `sources`, `parity`; `compressed=False`: nothing;
+    `trials`: what becomes of those of the search.
+    """
     base = base_record(scratch, **other.get("base", {}))
     sources = other.get("sources", [source("train"), source("test")])
     rows = pa.table({"row_id": ["a", "b"], "prompt": ["p", "q"], "completion": ["x", "y"]})
@@ -211,7 +233,12 @@ def chain(store: Store, scratch: Path, **other: Any) -> dict[str, Artifact]:
     made["collect"] = sealed(store, "collect", asked, made, collect)
     made["prepare"] = sealed(store, "prepare", {"clean": ["normalize"]}, made, prepare)
     parity = other.get("parity", PARITY)
-    made["train"] = sealed(store, "train", {"method": "lora"}, made, lambda draft: _train(draft, parity))
+    asked = {"train": {"method": "lora", "learning_rate": 0.001}}
+    trained = sealed(store, "train", asked, made, lambda draft: _train(draft, parity))
+    trials = other.get("trials", lambda found: found)(searched(trained))
+    part = {"tune": {"metric": "accuracy", "train.learning_rate": [0.01, 0.001]} if trials else None}
+    made["tune"] = sealed(store, "tune", part, made, lambda draft: _tune(draft, trials))
+    made["train"] = trained
     made["evaluate"] = sealed(store, "evaluate", {"metrics": ["accuracy"]}, made, evaluate)
 
     def compress(draft: Draft) -> None:

@@ -388,11 +388,11 @@ def test_a_claim_edited_and_signed_by_the_same_key_breaks_the_chain(package, key
     edit_claim(package, 2, lambda claim: claim["subject"][0]["annotations"].update(size=1), keys[0])
     resigned(package, keys[0])
     told = messages(verify(package, keys[0].public))
-    assert "line 3: train names prepare" in told
+    assert "line 3: tune names prepare" in told
 
 
 @pytest.mark.parametrize(
-    ("dropped", "message"), [(0, "has no claim before it"), (5, "no claim about the stage package")]
+    ("dropped", "message"), [(0, "has no claim before it"), (6, "no claim about the stage package")]
 )
 def test_a_dropped_claim_breaks_the_chain(package, keys, dropped, message):
     lines = (package / "claims.jsonl").read_bytes().splitlines(keepends=True)
@@ -522,6 +522,31 @@ def test_compressed_files_that_no_stage_compared_are_found(made, tmp_path, keys)
 def test_figures_of_a_compression_that_were_not_measured_are_found(made, tmp_path, keys):
     result = dishonest(made, tmp_path, keys, "package", "hermitcrab.json", '"flips": 3', '"flips": 0')
     assert "not those that the compress stage compared" in messages(result)
+
+
+def test_trials_left_out_of_the_record_are_found(made, tmp_path, keys):
+    result = dishonest(made, tmp_path, keys, "package", "hermitcrab.json", '"value": 0.7', '"value": 0.6')
+    assert "the recorded trials are not those that the tune stage made" in messages(result)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda trials: [{**trials[0], "chosen": True}, {**trials[1], "chosen": False}], "not the one that the search chose"),
+        (lambda trials: [{**trials[0], "value": 0.9}, trials[1]], "a trial that was not chosen has a better figure"),
+        (lambda trials: [{**trials[0], "split": "test"}, trials[1]], "was not measured on validation rows"),
+        (lambda trials: [trials[0], {**trials[1], "settings": {"train.learning_rate": 0.5}}], "the search chose train.learning_rate 0.5"),
+        (lambda trials: [], None),
+    ],
+)  # fmt: skip
+def test_a_search_that_was_not_as_it_is_told_is_found(tmp_path, keys, change, what):
+    store = Store(tmp_path / "store")
+    made = packaged(store, chain(store, tmp_path, trials=change))
+    folder = laid_out(made["package"], tmp_path / "package")
+    sign_package(folder, claims_of(made), keys[0].private)
+    result = verify(folder)
+    assert result.ok == (what is None)
+    assert (what or "") in messages(result)
 
 
 @pytest.mark.parametrize(

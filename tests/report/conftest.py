@@ -199,11 +199,28 @@ class Sample:
         }  # fmt: skip
         self.seal("compress", {"compression.json": [entry], "ledger.json": []})
 
+    def tune(self):
+        told = {"name": "accuracy", "version": "1", "best": "highest", "low": None, "high": None, "n": 60,
+                "split": "validation", "prompt_digest": None, "steps": 80, "model": None, "chosen": False, "failed": None}  # fmt: skip
+        trials = [
+            {**told, "settings": {"train.learning_rate": 0.0002}, "value": 0.75, "low": 0.61, "high": 0.86},
+            {
+                **told,
+                "settings": {"train.learning_rate": 0.001},
+                "value": 0.8,
+                "low": 0.66,
+                "high": 0.9,
+                "chosen": True,
+            },
+            {**told, "settings": {"train.learning_rate": 9.0}, "value": None, "failed": "step 3: loss is nan"},
+        ]
+        self.seal("tune", {"trials.json": trials, "ledger.json": [self.ledger("settings searched", 3, diverged=1)]})
+
     def package(self):
         self.seal("package", {"hermitcrab.json": {"license": "Apache-2.0"}})
 
     def run(self):
-        for stage in ("collect", "prepare", "train", "evaluate", "compress", "package"):
+        for stage in ("collect", "prepare", "tune", "train", "evaluate", "compress", "package"):
             getattr(self, stage)()
         return self.record(), self.artifacts
 

@@ -16,8 +16,10 @@ def test_facts_are_json_and_hold_what_the_artifacts_say(sample):
     assert facts["added"]["rows"] == 300
     assert len(facts["curve"]["train"]) == 300
     assert facts["license"] == "Apache-2.0"
-    assert [entry["name"] for entry in facts["ledger"]] == ["train rows", "train rows", "train tokens", "test rows"]
-    assert [s["reused"] for s in facts["cost"]["stages"]] == [True, *[False] * 5]
+    assert [entry["name"] for entry in facts["ledger"]] == [
+        "train rows", "train rows", "settings searched", "train tokens", "test rows",
+    ]  # fmt: skip
+    assert [s["reused"] for s in facts["cost"]["stages"]] == [True, *[False] * 6]
     assert facts["cost"]["joules"] is None
     assert "no readable energy counter" in facts["cost"]["energy_method"]
     assert facts["artifacts"]["train"] == artifacts["train"].digest

@@ -13,7 +13,7 @@ def test_a_run_is_told_in_a_screen(sample, monkeypatch):
     facts = gather(*sample().run())
     text = render(facts)
     lines = text.splitlines()
-    assert len(lines) <= 40
+    assert len(lines) <= 46
     assert max(map(len, lines)) <= 100
     flat = " ".join(text.split())
     assert facts["value"]["sentence"] in flat

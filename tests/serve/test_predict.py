@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hermitcrab.cli import main
-from hermitcrab.run import find_run
+from hermitcrab.pipeline import find_run
 from hermitcrab.store import Store, read_json, write_json
 
 

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, models
 from hermitcrab.data.tables import row_id
 from hermitcrab.digest import digest_bytes, digest_file, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.pipeline import references
 from hermitcrab.recipe import parse
 from hermitcrab.references import resolve
-from hermitcrab.run import references
 from hermitcrab.stages import PACKAGE, Job
 from hermitcrab.stages.collect import STAGE, collect_rows
 from hermitcrab.store import Store

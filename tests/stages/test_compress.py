@@ -16,8 +16,8 @@ from hermitcrab.digest import digest_file, tree_files
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.estimate import BITS
 from hermitcrab.models.formats import gguf_writer
+from hermitcrab.pipeline import Run, find_run, plan, stage_named
 from hermitcrab.recipe import Compress, load, parse
-from hermitcrab.run import Run, find_run, plan, stage_named
 from hermitcrab.stages.compress import check_base, check_distance, check_inputs, slice_of
 from hermitcrab.store import Store, read_json
 
@@ -184,7 +184,7 @@ def test_with_nothing_asked_it_says_so_and_imports_no_torch(here: Path) -> None:
     assert made.facts["finished"] - made.facts["started"] < 0.5
     assert not (here / "runs/small/package/gguf").exists()
     code = (
-        "import sys; from hermitcrab.run import stage_named; from hermitcrab.stages import Job\n"
+        "import sys; from hermitcrab.pipeline import stage_named; from hermitcrab.stages import Job\n"
         "class Draft:\n    def write(self, name, value): assert value == []\n"
         "from hermitcrab.recipe import load\n"
         "stage = stage_named('compress'); part = stage.slice(load('small.yaml', ['compress.gguf=[]', 'compress.rows=null']))\n"
@@ -197,7 +197,7 @@ def test_with_nothing_asked_it_says_so_and_imports_no_torch(here: Path) -> None:
 def test_only_what_asks_for_it_makes_it_again(here: Path) -> None:
     again = run("compress.gguf=[Q8_0]")
     rows = {row["stage"]: row for row in plan(again)}
-    assert [row["action"] for row in rows.values()] == ["reuse"] * 4 + ["run", "run"]
+    assert [row["action"] for row in rows.values()] == ["reuse"] * 5 + ["run", "run"]
     assert rows["compress"]["needs"]["disk"] > 0
 
 

@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 from tiny import question_rows, read_log, write_model
 
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.errors import Diverged, HermitcrabError, UsageError
 from hermitcrab.models.base import describe
 from hermitcrab.recipe import Base, Train
 from hermitcrab.references import resolve
@@ -208,12 +208,12 @@ def test_two_processes_agree_with_one(tmp_path, tiny, rows, method):
 def test_a_failing_process_is_told_in_its_own_words(tmp_path, tiny, rows):
     session = open_session(tmp_path, tiny, rows, steps=4, learning_rate=1e30, clip_norm=None, warmup=0.0)
     session.plan(2)
-    with pytest.raises(HermitcrabError, match=r"step \d+, micro-batch 1: (loss|gradient norm) is"):
+    with pytest.raises(Diverged, match=r"step \d+, micro-batch 1: (loss|gradient norm) is"):
         launch(tmp_path, 2)
 
 
 def test_a_loss_that_is_not_finite_names_its_rows(tmp_path, tiny, rows):
-    with pytest.raises(HermitcrabError, match=r"step \d+, micro-batch \d: .* is (nan|inf).*Its rows are [0-9a-f]{16}"):
+    with pytest.raises(Diverged, match=r"step \d+, micro-batch \d: .* is (nan|inf).*Its rows are [0-9a-f]{16}"):
         fit(open_session(tmp_path, tiny, rows, steps=20, learning_rate=1e30, clip_norm=None, warmup=0.0))
 
 

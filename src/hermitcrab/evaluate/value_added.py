@@ -44,6 +44,7 @@ def compare(
     seed: int = 0,
     contamination: Mapping[str, Any] | None = None,
     noise: Mapping[str, Any] | None = None,
+    own_prompts: bool = False,
 ) -> dict[str, Any]:
     """comparison.json: every other model against `derived`, paired by row id.
 
@@ -53,7 +54,8 @@ def compare(
         validation: base variant → its deciding metric on validation rows, by which the strongest is chosen.
         metrics: in order; the first that both `derived` and `base` can give decides the verdict.
         labels: the choices; without them there are no label metrics.
-        prompts: model → digest of its prompts; those of `derived` and `base` must be equal, where both were prompted.
+        prompts: model → digest of its prompts; those of `derived` and `base` must be equal, where both were prompted, unless
+            `own_prompts` lets each model be asked in its own template, which the sentence then says.
         prompted: `base` is a model that another prompt could have made stronger.
 
     Raises:
@@ -68,10 +70,12 @@ def compare(
     check_same_rows([ours, *answers.values()])
     if not len(ours):
         raise HermitcrabError("there are no test rows to compare on")
-    if prompts and prompted and base in answers and prompts.get(derived) != prompts.get(base):
+    asked = prompts or {}
+    differ = base in answers and asked.get(derived) != asked.get(base)
+    if differ and prompted and not own_prompts:
         raise HermitcrabError(
             f"`{derived}` and `{base}` were asked with different prompts "
-            f"({prompts.get(derived)} and {prompts.get(base)}); a difference would say nothing about the weights"
+            f"({asked.get(derived)} and {asked.get(base)}); a difference would say nothing about the weights"
         )
     pairs, skipped = [], []
     for other in answers.values():
@@ -117,7 +121,8 @@ def compare(
             "verdict": judge(deciding[strongest], same, confidence),
         }
     result["unbeaten"] = [m for m in deciding if m not in variants and judge(deciding[m], False, confidence) != BETTER]
-    result["sentence"] = _sentence(result, deciding, base, prompted)
+    how = "on the same rows" if not prompted else "each in its own template" if differ else "under the same prompt"
+    result["sentence"] = _sentence(result, deciding, base, how, prompted)
     return result
 
 
@@ -225,12 +230,13 @@ def expected_effect(
     }  # fmt: skip
 
 
-def _sentence(result: Mapping[str, Any], deciding: Mapping[str, Mapping[str, Any]], base: str, prompted: bool) -> str:
+def _sentence(
+    result: Mapping[str, Any], deciding: Mapping[str, Mapping[str, Any]], base: str, how: str, prompted: bool
+) -> str:
     pair, strongest, verdict = deciding[base], result["strongest"], result["verdict"]
     name = result["metric"]
     lower = " (lower is better)" if name in metric.LOWER_IS_BETTER else ""
     rows = f"{result['n']:,} rows" + (f" in {result['groups']:,} documents" if result["groups"] < result["n"] else "")
-    how = "under the same prompt" if prompted else "on the same rows"
     told = (
         f"{verdict[0].upper()}{verdict[1:]}: {name}{lower} of {pair['a']} {_number(pair['a_value'])} against {base} "
         f"{_number(pair['b_value'])} {how}: {_difference(pair)}, Holm {_p(pair['p_holm'])}, {rows}"

@@ -74,6 +74,7 @@ def model_card(
         _opening(record, training),
         "## Built on\n\n" + _built_on(record),
         "## Added\n\n" + _added(record, training),
+        *(["## Settings searched\n\n" + _searched(record["trials"])] if record["trials"] else []),
         "## Did it add anything?\n\n" + _value_added(metrics, comparison),
         *(["## Compressed\n\n" + _compressed(record["compressed"])] if record["compressed"] else []),
         "## Ledger\n\n" + _ledger(ledgers),
@@ -154,6 +155,24 @@ def _added(record: dict[str, Any], training: dict[str, Any]) -> str:
         f"{' and '.join(plain(name) for name in parity['compared'])} on {len(parity['probes'])} probes: "
         f"largest logit difference {_number(parity['max_abs_logit_difference'])}, "
         f"same likeliest token in {parity['top1_agreement']:.1%}. What was evaluated is, byte for byte, what is here."
+    )
+
+
+def _searched(trials: Sequence[dict[str, Any]]) -> str:
+    """Every trial of the search with its figure on validation rows; the one that was chosen is marked."""
+    first, paths = trials[0], list(trials[0]["settings"])
+    rows = [
+        (
+            *(trial["settings"][path] for path in paths),
+            _number(trial["value"]) + (f" [{_interval(trial['low'], trial['high'])}]" if trial["low"] is not None else ""),
+            "chosen" if trial["chosen"] else "diverged" if trial["failed"] else "",
+        )
+        for trial in trials
+    ]  # fmt: skip
+    return (
+        f"{len(trials):,} settings were trained and compared by {first['name']} ({first['best']} is best) on {first['n']:,} "
+        "validation rows; the test rows were opened once, for the chosen one. Its figure here is the best of several and "
+        "flatters it; the figures below do not.\n\n" + _table((*paths, first["name"], ""), rows)
     )
 
 

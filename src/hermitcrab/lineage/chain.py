@@ -30,10 +30,11 @@ Claims = dict[str, dict[str, Any]]
 INPUTS: dict[str, tuple[str, ...]] = {
     "collect": (),
     "prepare": ("collect",),
+    "tune": ("collect", "prepare"),
     "train": ("collect", "prepare"),
     "evaluate": ("collect", "prepare", "train"),
     "compress": ("collect", "prepare", "train", "evaluate"),
-    "package": ("collect", "prepare", "train", "evaluate", "compress"),
+    "package": ("collect", "prepare", "tune", "train", "evaluate", "compress"),
 }
 
 
@@ -64,6 +65,10 @@ def check_chain(result: Verification, here: Folder, statements: list[dict[str, A
     if record:
         with result.checking("parity", RECORD, "the merged model is what was trained, within the recorded tolerance"):
             _parity(record, claims)
+        with result.checking(
+            "search", RECORD, "the model is the one that the recorded search chose on validation rows"
+        ):
+            _searched(record, claims)
         with result.checking("parity", RECORD, "the compressed models are those that were compared with the model"):
             _compressed(record, claims)
         _agreement(result, here, record, made_of)
@@ -174,6 +179,33 @@ def _parity(record: dict[str, Any], claims: Claims) -> None:
         told = claims["train"]["predicate"]["runDetails"]["byproducts"]
         if parity not in [entry["annotations"]["value"] for entry in told if entry["name"] == "parity.json"]:
             raise HermitcrabError("the recorded parity is not the one that the train stage found")
+
+
+def _searched(record: dict[str, Any], claims: Claims) -> None:
+    """Every trial is told, one of them is chosen, none has a better figure, and what it trained is what was evaluated."""
+    if not claims:
+        return
+    told = claims["tune"]["predicate"]["runDetails"]["byproducts"]
+    (trials,) = [entry["annotations"]["value"] for entry in told if entry["name"] == "trials.json"]
+    if record["trials"] != trials:
+        raise HermitcrabError("the recorded trials are not those that the tune stage made")
+    asked = claims["tune"]["predicate"]["buildDefinition"]["externalParameters"]["tune"]
+    if not trials and asked is None:
+        return
+    (chosen,) = [trial for trial in trials if trial["chosen"]]
+    if chosen["model"] != digest_json(files_of(claims["train"])):
+        raise HermitcrabError("the model that was packaged is not the one that the search chose")
+    used = claims["train"]["predicate"]["buildDefinition"]["externalParameters"]
+    for path, value in chosen["settings"].items():
+        found: Any = used
+        for step in path.split("."):
+            found = found[step]
+        if found != value:
+            raise HermitcrabError(f"the search chose {path} {value}, and the training had {card.plain(found, 40)}")
+    sign = {"lowest": 1, "highest": -1}[chosen["best"]]
+    better = [t for t in trials if t["value"] is not None and sign * t["value"] < sign * chosen["value"]]
+    if better or any(trial["split"] != "validation" for trial in trials):
+        raise HermitcrabError("a trial that was not chosen has a better figure, or was not measured on validation rows")
 
 
 def _compressed(record: dict[str, Any], claims: Claims) -> None:

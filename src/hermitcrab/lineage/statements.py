@@ -24,7 +24,7 @@ PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:hermitcrab:stage:{}:v1"
 BUILDER = "urn:hermitcrab:builder"
 EVALUATED = ("metrics.json", "comparison.json", "classes.json")  # what an evaluation leaves and a package carries on
-BYPRODUCTS = ("ledger.json", "training.json", "parity.json", *EVALUATED, "compression.json")
+BYPRODUCTS = ("ledger.json", "trials.json", "training.json", "parity.json", *EVALUATED, "compression.json")
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 
@@ -49,7 +49,7 @@ def statement(artifact: Artifact, inputs: Sequence[Artifact]) -> dict[str, Any]:
             raise HermitcrabError(
                 f"{artifact.stage}: the artifact was made from other inputs than those given; run again"
             )
-        dependencies = [_artifact(i) for i in inputs]
+        dependencies = [_artifact(i) for i in inputs] + [_trial(t) for t in facts.get("trials", [])]
     return {
         "_type": STATEMENT_TYPE,
         "subject": [_file(file) for file in manifest["files"]],
@@ -88,6 +88,15 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
         "name": artifact.stage,
         "digest": _hex(artifact.digest),
         "annotations": {"role": "artifact", "key": artifact.key},
+    }
+
+
+def _trial(trial: dict[str, Any]) -> dict[str, Any]:
+    """A training that a search made, or the answers of one to validation rows."""
+    return {
+        "name": trial["stage"],
+        "digest": _hex(trial["digest"]),
+        "annotations": {"role": "trial", "key": trial["key"]},
     }
 
 

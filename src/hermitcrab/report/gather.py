@@ -60,12 +60,14 @@ def gather(run: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[st
             "base": collected.read("base.json") if collected else None,
             "data": collected.read("sources.json") if collected else [],
             "license": artifacts["package"].read("hermitcrab.json")["license"] if "package" in artifacts else None,
+            "trials": artifacts["tune"].read("trials.json") if "tune" in artifacts else [],
             "added": _added(run["recipe"], artifacts["prepare"], trained) if trained else None,
             "plan": facts["train"].get("plan") if trained else None,
             "value": _value(run["recipe"], artifacts) if "evaluate" in artifacts else None,
             "compressed": artifacts["compress"].read("compression.json") if "compress" in artifacts else [],
             "ledger": _ledger(artifacts),
             "curve": _curve(trained) if trained else None,
+            "profile": profile(trained) if trained else None,
             "cost": _cost(facts, run.get("reused", [])),
             "environment": next((f["environment"] for f in reversed(facts.values()) if "environment" in f), None),
             "artifacts": {stage: artifact.digest for stage, artifact in artifacts.items()},
@@ -131,6 +133,12 @@ def value_of(
         "classes": classes,
         "texts": texts,
     }
+
+
+def profile(trained: Artifact) -> dict[str, Any] | None:
+    """Where the traces of a profiled training lie, beside its TensorBoard logs."""
+    told = trained.facts.get("profile")
+    return {"folder": str(trained.path / "facts" / told["folder"]), "files": told["files"]} if told else None
 
 
 def _against(comparison: Mapping[str, Any]) -> str | None:

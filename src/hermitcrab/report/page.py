@@ -7,7 +7,7 @@ template engine and never become a link.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
             [d["uri"], d["split"], f"{d['rows_kept']:,} of {d['rows_read']:,}", d["license"], short(d["sha256"])]
             for d in facts["data"]
         ],
+        "searched": searched(facts["trials"]) if facts["trials"] else None,
         "added": added_rows(added, facts["plan"]) if added else [],
         "compressed": [compressed_row(entry) for entry in facts["compressed"]],
         "ledger": [
@@ -146,6 +147,27 @@ def added_rows(added: Mapping[str, Any], plan: Mapping[str, Any] | None) -> list
         ("parity", parity_told(added["parity"]) if added["parity"] else ""),
     ]
     return [(name, text) for name, text in rows if text]
+
+
+def searched(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that were tried, their figures on validation rows, and what that figure is."""
+    paths, first = list(trials[0]["settings"]), trials[0]
+    return {
+        "head": [*paths, first["name"], "interval", ""],
+        "figures": list(range(len(paths) + 1)),
+        "rows": [
+            [
+                *(str(trial["settings"][path]) for path in paths),
+                words.number(trial["value"], 4),
+                words.narrow_interval(trial["low"], trial["high"]) if trial["low"] is not None else "",
+                words.fate(trial),
+            ]
+            for trial in trials
+        ],
+        "said": f"{len(trials):,} settings were trained and compared by {first['name']} ({first['best']} is best) on "
+        f"{first['n']:,} validation rows. The test rows were opened once, for the chosen one; its figure here is the best of "
+        "several and flatters it.",
+    }
 
 
 def parity_told(parity: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hermitcrab.digest import short
@@ -17,6 +17,7 @@ def summary(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     named = [
         ("Built on", built_on(facts["base"], facts["added"]) if facts["base"] else ""),
         ("Added", added(facts["added"], facts["data"]) if facts["added"] else ""),
+        ("Searched", searched(facts["trials"])),
         ("Figures", figures(value) if value else ""),
         ("Compressed", "; ".join(compressed(entry) for entry in facts["compressed"])),
         ("Cost", cost(facts["cost"]) if facts["artifacts"] else ""),
@@ -55,6 +56,15 @@ def added(found: Mapping[str, Any], data: list[Mapping[str, Any]]) -> str:
         f"{how}{trained(found)} trained on {found['rows']:,} rows{f' ({licenses})' if licenses else ''}, "
         f"{found['steps']:,} steps"
     )
+
+
+def searched(trials: Sequence[Mapping[str, Any]]) -> str:
+    """How many settings were tried, by what and on what, and which was chosen; empty where nothing was searched."""
+    if not trials:
+        return ""
+    first, best = trials[0], next(trial for trial in trials if trial["chosen"])
+    settings = ", ".join(f"{path} {value}" for path, value in best["settings"].items())
+    return f"{len(trials):,} settings by {first['name']} on {first['n']:,} validation rows; chosen {settings}"
 
 
 def trained(found: Mapping[str, Any]) -> str:

@@ -32,6 +32,8 @@ def render(facts: Mapping[str, Any]) -> str:
         parts.append(_wrap(value["sentence"]))
         parts.append(_models(value))
         parts += _classes(classes(value["classes"], "derived"))
+    if facts["trials"]:
+        parts.append(render_trials(facts["trials"]))
     if facts["compressed"]:
         parts.append(_compressed(facts["compressed"]))
     if base := facts["base"]:
@@ -43,7 +45,10 @@ def render(facts: Mapping[str, Any]) -> str:
             *_ledger(facts["ledger"]),
             ("cost", _cost(facts["cost"])),
         ]))  # fmt: skip
-    folder = _near(Path(facts["folder"]))
+    if profile := facts["profile"]:
+        where, names = near(Path(profile["folder"])), ", ".join(profile["files"])
+        parts.append(f"profile {where}: {names}\n        tensorboard --logdir {where}, or chrome://tracing")
+    folder = near(Path(facts["folder"]))
     key = " --key PUBLIC-KEY.pem" if facts["signed"] else ""
     parts.append(f"report  {folder / 'report.html'}\nverify  crab verify {folder / 'package'}{key}")
     return "\n\n".join(parts)
@@ -72,6 +77,18 @@ def _models(value: Mapping[str, Any]) -> str:
         rows,
         right=(1, 4, 5, 6),
     )
+
+
+def render_trials(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Every setting that was tried, with its figure on validation rows."""
+    paths, first = list(trials[0]["settings"]), trials[0]
+    rows = [
+        [*(str(trial["settings"][path]) for path in paths), words.number(trial["value"], 4),
+         words.narrow_interval(trial["low"], trial["high"]) if trial["low"] is not None else "", words.fate(trial)]
+        for trial in trials
+    ]  # fmt: skip
+    head = [*paths, f"{first['name']}, {first['n']:,} validation rows", "interval", ""]
+    return _table(head, rows, right=(*range(len(paths)), len(paths)))
 
 
 def _compressed(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -143,7 +160,7 @@ def _ledger(ledger: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def render_plan(rows: Sequence[Mapping[str, Any]]) -> str:
     """What would run or be reused, with what it needs."""
     table = []
-    for row in rows:
+    for row in [part for stage in rows for part in (stage, *_trials_of(stage))]:
         needs = row["needs"]
         table.append([
             row["stage"], row["action"],
@@ -153,6 +170,14 @@ def render_plan(rows: Sequence[Mapping[str, Any]]) -> str:
             row.get("digest", row.get("why", "")),
         ])  # fmt: skip
     return _table(["stage", "would", "time", "memory", "disk", ""], table, right=(2, 3, 4))
+
+
+def _trials_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trials of a search as rows below its own."""
+    return [
+        {**trial, "stage": "  " + ", ".join(f"{path} {value}" for path, value in trial["settings"].items())}
+        for trial in row.get("trials", ())
+    ]
 
 
 def render_package(folder: Path, package: Mapping[str, Any]) -> str:
@@ -167,6 +192,7 @@ def render_package(folder: Path, package: Mapping[str, Any]) -> str:
         ("built on", f"{base['name']} ({base['license']})"),
         ("from", base["uri"]),
         ("digest", base["digest"]),
+        ("searched", summary.searched(package.get("trials", ()))),
         ("compressed", ", ".join(f"{c['file']} ({words.size(c['size'])})" for c in package.get("compressed", ()))),
         ("data", ", ".join(f"{d['uri']} ({d['split']}, {d['license']})" for d in package["data"])),
     ]
@@ -181,6 +207,41 @@ def render_verification(found: Verification) -> str:
     shown = found.failures or found.checks
     lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.message}" for check in shown]
     return "\n".join([*words.plain(lines), "", words.plain(found.summary)])
+
+
+def render_comparison(told: Mapping[str, Any]) -> str:
+    """Two models on the same rows: the verdict, their figures, what was asked of which model."""
+    from hermitcrab.report.gather import value_of
+
+    told = words.plain(told)
+    return "\n\n".join(
+        [_wrap(told["sentence"]), _models(value_of(told, told["metrics"])), _pairs(about_comparison(told))]
+    )
+
+
+def about_comparison(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was compared on what, as rows of two cells."""
+    on = told["on"]
+    rows = []
+    for side in ("derived", "base"):
+        model = told["models"][side]
+        rows += [
+            (side, f"{model['name']} ({model['reference']})"),
+            ("digest", model["digest"]),
+            ("checked", model["verified"] or "no package: nothing vouches for it"),
+            ("template", model["template_digest"] or "none"),
+        ]
+    return [
+        *rows,
+        ("rows", f"{on['rows']:,} of {on['uri']}, by {told['asked']}, in {told['precision']}"),
+        *((which, _row_ids(told[which])) for which in ("gained", "lost")),
+    ]
+
+
+def _row_ids(ids: Sequence[str]) -> str:
+    """How many, and the first few."""
+    shown = f": {' '.join(ids[:6])}{'…' if len(ids) > 6 else ''}" if ids else ""
+    return f"{len(ids):,} rows{shown}"
 
 
 def render_answers(answers: Sequence[Mapping[str, Any]]) -> str:
@@ -215,7 +276,7 @@ def render_doctor(found: Mapping[str, Any]) -> str:
     return _pairs(rows) + "\n\n" + "\n".join(problems)
 
 
-def _near(folder: Path) -> Path:
+def near(folder: Path) -> Path:
     """A path as one would type it here."""
     here = Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder

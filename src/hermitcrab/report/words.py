@@ -92,6 +92,11 @@ def turned(parity: Mapping[str, Any]) -> str:
     return f"{parity['flips']:,} of {parity['n']:,} (+{parity['gained']:,} / −{parity['lost']:,})"
 
 
+def fate(trial: Mapping[str, Any]) -> str:
+    """What became of a trial of a search."""
+    return "chosen" if trial["chosen"] else "diverged" if trial["failed"] else ""
+
+
 def reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{amount:,} {reason}" for reason, amount in counts.items()) or DASH
 

@@ -67,8 +67,12 @@ class Opened:
         return "float32" if set(self.base["dtypes"]) <= {"F32", "F16"} else "bfloat16"
 
 
-def open_model(what: str, store: Store, key: Path | None = None, unverified: bool = False) -> Opened:
+def open_model(
+    what: str, store: Store, key: Path | None = None, unverified: bool = False, bare: bool = False
+) -> Opened:
     """The model that `what` names: a package's folder, a run's name or folder, or a reference.
+
+    With `bare`, what is no package is opened too, and said to be none; a package is verified all the same.
 
     Raises:
         UsageError: no such model, or one that is no package, without `unverified`.
@@ -78,7 +82,7 @@ def open_model(what: str, store: Store, key: Path | None = None, unverified: boo
     needs("transformers", "serve")
     path, resolved = _find(what, store)
     if not (path / RECORD).is_file():
-        return _open_bare(what, path, resolved, unverified)
+        return _open_bare(what, path, resolved, unverified, bare)
     told = _check(path, key, unverified)
     record = _record(path)
     reads_text = load_task(record["task"]).reads_text
@@ -119,12 +123,15 @@ def _find(what: str, store: Store) -> tuple[Path, Resolved]:
     return fetch(found, store), found
 
 
-def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool) -> Opened:
-    if not unverified:
+def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool, bare: bool) -> Opened:
+    if not unverified and not bare:
         raise UsageError(
             f"{what}: is no package (it has no {RECORD}), so nothing vouches for it; --unverified uses it all the same"
         )
-    warn(f"{what}: is no package; nothing vouches for it, and it is used because of --unverified")
+    if bare:
+        say(f"{what}: is no package; nothing vouches for it but the digest that is told")
+    else:
+        warn(f"{what}: is no package; nothing vouches for it, and it is used because of --unverified")
     base = describe(path, resolved, Base(path=what, license="LicenseRef-not-asked"))  # nothing is made of it here
     encoder = load_encoder(base, path, "auto")
     return Opened(base["name"], "text-generation", Start(base, path), Train(), encoder, [], False, 0, None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hermitcrab.digest import digest_file, digest_json
 from hermitcrab.recipe import Base, Part, Recipe
@@ -13,6 +13,14 @@ from hermitcrab.references import Resolved
 from hermitcrab.store import Artifact, Draft
 
 PACKAGE = Path(__file__).parent.parent
+
+
+class Trial(Protocol):
+    """The same run with other settings of `train`: what a search makes and compares."""
+
+    def ensure(self, stage: Stage) -> Artifact:
+        """That stage's artifact for these settings: from the store if it was ever made, else made now."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Job:
     resolved: Mapping[str, Resolved] = field(default_factory=dict)
     base: Base = field(default_factory=lambda: Base(path="scratch"))
     processes: int = 1
+    trial: Callable[[Mapping[str, Any]], Trial] | None = None
 
     @property
     def base_path(self) -> Path:
@@ -54,9 +63,14 @@ class Stage:
     run: Callable[[Job], None]
 
     def code_digest(self) -> str:
-        files: dict[str, str] = {}
-        for name in self.code:
-            path = PACKAGE / name
-            for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-                files[file.relative_to(PACKAGE).as_posix()] = digest_file(file)
-        return digest_json(files)
+        return code_digest(self.code)
+
+
+def code_digest(names: Sequence[str]) -> str:
+    """The digest of these files and folders of this package."""
+    files: dict[str, str] = {}
+    for name in names:
+        path = PACKAGE / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            files[file.relative_to(PACKAGE).as_posix()] = digest_file(file)
+    return digest_json(files)

@@ -46,7 +46,7 @@ class CompressSlice(Part):
 def slice_of(recipe: Recipe) -> CompressSlice:
     return CompressSlice(
         name=recipe.name, task=recipe.task, license=recipe.package.license,
-        train=recipe.train, evaluate=recipe.evaluate, compress=recipe.compress,
+        train=recipe.train.unprofiled(), evaluate=recipe.evaluate, compress=recipe.compress,
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def slice_of(recipe: Recipe) -> EvaluateSlice:
         UsageError: for what its rows could never be asked, before anything is trained.
     """
     check_recipe(recipe)
-    return EvaluateSlice(task=recipe.task, train=recipe.train, evaluate=recipe.evaluate)
+    return EvaluateSlice(task=recipe.task, train=recipe.train.unprofiled(), evaluate=recipe.evaluate)
 
 
 def check_rows(recipe: Recipe, prepared: Artifact) -> None:

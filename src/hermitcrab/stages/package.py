@@ -94,6 +94,7 @@ def record_of(job: Job, loaded: list[dict[str, Any]]) -> dict[str, Any]:
             {field: s[field] for field in ("uri", "split", "sha256", "size", "license", "format")} for s in sources
         ],
         "license": result_license(base_license, data_licenses, part.license),
+        "trials": job.inputs["tune"].read("trials.json"),
         "parity": job.inputs["train"].read("parity.json"),
         "compressed": job.inputs["compress"].read("compression.json"),
         "weights": {"files": weights, "digest": digest.digest_json(weights)},
@@ -146,7 +147,7 @@ def _copy(old: Path, new: Path, bar: Progress) -> str:
 
 STAGE = Stage(
     "package",
-    inputs=("collect", "prepare", "train", "evaluate", "compress"),
+    inputs=("collect", "prepare", "tune", "train", "evaluate", "compress"),
     code=("stages/package.py", "lineage/card.py", "lineage/bom.py", "lineage/licenses.py"),
     slice=slice_of,
     run=run,

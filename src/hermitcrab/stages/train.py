@@ -69,7 +69,7 @@ def finish(job: Job, session: Any, model: Any, state: Any, seed: dict[str, Any] 
     """Merge, save, read back, compare with what was trained and with the base, and write down how it went."""
     import torch
 
-    from hermitcrab.train import adapters, parity
+    from hermitcrab.train import adapters, parity, profiling
 
     part, draft, task = session.part, job.draft, session.task
     dtype = getattr(torch, part.final_dtype)
@@ -104,6 +104,8 @@ def finish(job: Job, session: Any, model: Any, state: Any, seed: dict[str, Any] 
     shutil.copyfile(draft.work / "log.jsonl", draft.payload / "log.jsonl")
     if (draft.work / "tensorboard").exists():
         shutil.copytree(draft.work / "tensorboard", draft.loose / "tensorboard", dirs_exist_ok=True)
+        if traces := profiling.told(draft.loose / "tensorboard"):
+            draft.facts["profile"] = traces
 
 
 def slice_of(recipe: Recipe) -> TrainSlice:

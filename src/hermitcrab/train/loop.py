@@ -23,11 +23,12 @@ import torch.distributed as dist
 from torch import nn
 
 from hermitcrab.data.packing import step_rows
-from hermitcrab.errors import HermitcrabError
+from hermitcrab.errors import Diverged, HermitcrabError
 from hermitcrab.progress import Progress, progress
 from hermitcrab.recipe import Train
 from hermitcrab.train import checkpoint
 from hermitcrab.train.plan import Plan
+from hermitcrab.train.profiling import Profiler, profiled
 
 LOGGED = 200  # lines of the log, about as many at most: a small model's step is shorter than telling of it
 SHOWN_EVERY = 0.25  # seconds between points in TensorBoard, which costs half a millisecond each
@@ -125,6 +126,7 @@ class Fit:
         self.model = nn.parallel.DistributedDataParallel(model) if self.ranks.world > 1 else model
         self.optimizer = make_optimizer(model, part)
         self.state = State()
+        self.profiler = Profiler()
         self.device = next(model.parameters()).device
         self.learnable = [p for p in model.parameters() if p.requires_grad]
         self.log_every = max(1, plan.steps // LOGGED)
@@ -137,7 +139,11 @@ class Fit:
         state, steps = self.state, self.plan.steps
         log = self._open_log() if self.ranks.rank == 0 else None
         board = self._open_board() if self.ranks.rank == 0 else None
-        with progress("train", steps, "steps", state.step) as bar:
+        with (
+            progress("train", steps, "steps", state.step) as bar,
+            profiled(self.part.profile, self.folder / "tensorboard", state.step, steps, self.part.accumulate,
+                     self.ranks.rank) as self.profiler,
+        ):  # fmt: skip
             self._steps(log, board, bar, mark)
         if self.part.patience is not None and state.best_step is not None:
             checkpoint.load_learnt(self.folder / "best.safetensors", self.module)
@@ -166,6 +172,7 @@ class Fit:
                 self._save()
                 mark()
             bar.add(1, f"loss {told['loss']:.3f}")
+            self.profiler.step()
 
     def _log(self, log: Any, board: Any, told: dict[str, Any]) -> None:
         """A line for the steps since the last one: their mean loss, weighted by labels, and how the last of them went."""
@@ -206,7 +213,7 @@ class Fit:
                     loss = self.task.loss(self.model, batch)
                 value = float(loss.sum.detach())
                 if not math.isfinite(value):
-                    raise HermitcrabError(self._not_finite(step, number, shares[number], f"loss is {value}"))
+                    raise Diverged(self._not_finite(step, number, shares[number], f"loss is {value}"))
                 loss_sum += value
                 # DDP averages over ranks; the sum is what we mean
                 loss.sum.backward(torch.full_like(loss.sum, ranks.world / total))
@@ -214,7 +221,7 @@ class Fit:
         if part.clip_norm is not None or tell:
             told["gradient_norm"] = norm = self._norm()
             if not math.isfinite(norm):
-                raise HermitcrabError(self._not_finite(step, 0, rows, f"gradient norm is {norm}"))
+                raise Diverged(self._not_finite(step, 0, rows, f"gradient norm is {norm}"))
         self.optimizer.step()
         for parameter in self.learnable:
             parameter.grad = None

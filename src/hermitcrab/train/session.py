@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.errors import HermitcrabError
+from hermitcrab.errors import Diverged, HermitcrabError
 from hermitcrab.progress import progress, say, set_quiet, warn
 from hermitcrab.recipe import Train
 from hermitcrab.store import read_json, write_json
@@ -32,6 +32,8 @@ from hermitcrab.train.attention import use_attention
 from hermitcrab.train.checkpoint import found
 from hermitcrab.train.loop import Fit, State
 from hermitcrab.train.plan import Plan, choose_precision, make_plan, try_compile, versions
+
+DIVERGED = "diverged"  # a process leaves this file where its failure is one of the settings
 
 
 @dataclass
@@ -147,7 +149,8 @@ def launch(folder: Path, processes: int) -> None:
     say(f"train: {processes} processes")
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
                "-m", "hermitcrab.train.session", str(folder)]  # fmt: skip
-    (folder / "failed.txt").unlink(missing_ok=True)
+    for name in ("failed.txt", DIVERGED):
+        (folder / name).unlink(missing_ok=True)
     threads = str(read_json(folder / "plan.json")["threads"])
     with open(folder / "torchrun.log", "a") as log:
         agent = subprocess.Popen(
@@ -169,6 +172,8 @@ def launch(folder: Path, processes: int) -> None:
         tail = [line for line in lines if re.match(r"\S*(\[rank\d+\]: )?\w+Error: ", line)][-1:] or [
             "see torchrun.log in the draft"
         ]
+        if (folder / DIVERGED).exists():
+            raise Diverged(said.read_text())
         raise HermitcrabError(
             said.read_text() if said.exists() else f"torchrun ended with status {code}: {' '.join(tail)}"
         )
@@ -196,6 +201,8 @@ def main(folder: Path) -> int:
         session.fit(session.ready(session.model(plan.precision), plan), plan)
     except HermitcrabError as error:
         (folder / "failed.txt").write_text(str(error))
+        if isinstance(error, Diverged):
+            (folder / DIVERGED).touch()
         return error.exit_code
     finally:
         torch.distributed.destroy_process_group()

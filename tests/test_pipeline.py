@@ -19,8 +19,8 @@ from tiny import RECIPE, question_rows, write_project
 
 from hermitcrab import recipe as recipes
 from hermitcrab.cli import main
+from hermitcrab.pipeline import ORDER, Run, find_run
 from hermitcrab.recipe import Part
-from hermitcrab.run import ORDER, Run, find_run
 from hermitcrab.store import Store, read_json
 
 
@@ -64,7 +64,7 @@ def test_a_second_run_reuses_every_stage_and_says_one_object(here, capsys):
 def test_a_changed_key_runs_only_what_reads_it(here, capsys):
     status, out, _ = crab("run", "small.yaml", "evaluate.seed=1", "--json", capsys=capsys)
     assert status == 0
-    assert json.loads(out)["reused"] == ["collect", "prepare", "train"]
+    assert json.loads(out)["reused"] == ["collect", "prepare", "tune", "train"]
 
 
 def test_changed_data_is_noticed(here, capsys):
@@ -133,7 +133,7 @@ def test_gc_after_a_kill_keeps_what_the_run_had_made(here, capsys, monkeypatch):
     assert crab("run", "small.yaml", "name=fresh", capsys=capsys)[0] == 1
     kept = len(list((here / ".crab/store/artifacts").iterdir()))
     assert json.loads(crab("gc", "--json", capsys=capsys)[1])["removed"] == []
-    assert len(list((here / ".crab/store/artifacts").iterdir())) == kept == len(ORDER) + 2
+    assert len(list((here / ".crab/store/artifacts").iterdir())) == kept == len(ORDER) + 3
     assert len(list((here / ".crab/store/drafts").iterdir())) == 1
     monkeypatch.undo()
     monkeypatch.chdir(here)
@@ -141,7 +141,7 @@ def test_gc_after_a_kill_keeps_what_the_run_had_made(here, capsys, monkeypatch):
     assert crab("show", "fresh", capsys=capsys)[0] == 1
     status, out, _ = crab("run", "small.yaml", "name=fresh", "--json", capsys=capsys)
     assert status == 0
-    assert json.loads(out)["reused"] == ["collect", "prepare"]
+    assert json.loads(out)["reused"] == ["collect", "prepare", "tune"]
 
 
 def test_a_copied_project_is_a_project_of_its_own(here, capsys):
@@ -350,6 +350,7 @@ def test_every_key_of_the_schema_is_read_by_something(here, monkeypatch, capsys)
                  "evaluate.calibrate=false", "evaluate.baselines=[]", "evaluate.max_new_tokens=2", *small]) == 0  # fmt: skip
     text = yaml.safe_load(RECIPE)
     text |= {"name": "fresh", "package": {"license": "Apache-2.0"}}
+    text |= {"tune": {"train.learning_rate": [1e-3, 2e-3], "trials": 1}}
     text["train"] |= {"method": "full", "steps": 2}
     text["base"] = {"path": "scratch", "tokenizer": str(base), "license": "Apache-2.0", "init_seed": 7,
                     "architecture": {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
@@ -366,5 +367,5 @@ def test_every_key_of_the_schema_is_read_by_something(here, monkeypatch, capsys)
 
 
 def _all_parts(part: type[Part]) -> list[type[Part]]:
-    inner = [p for f in part.model_fields.values() for p in recipes._parts_in(f.annotation)]
+    inner = [p for f in part.model_fields.values() for p in recipes.parts_in(f.annotation)]
     return inner + [q for p in inner for q in _all_parts(p)]

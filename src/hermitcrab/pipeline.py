@@ -12,8 +12,8 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,14 @@ from hermitcrab.stages import Job, Stage
 from hermitcrab.stages.collect import files_of
 from hermitcrab.stages.compress import check_base
 from hermitcrab.stages.evaluate import check_rows
+from hermitcrab.stages.tune import chosen, trial_recipe
 from hermitcrab.store import Artifact, Store, disk_errors, read_json, sync_tree, write_json
 from hermitcrab.tasks import Start, check_recipe, load_task
 
 if TYPE_CHECKING:
     from hermitcrab.lineage.verify import Verification
 
-ORDER = ("collect", "prepare", "train", "evaluate", "compress", "package")
+ORDER = ("collect", "prepare", "tune", "train", "evaluate", "compress", "package")
 
 
 def stage_named(name: str) -> Stage:
@@ -76,6 +77,8 @@ class Run:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
     warned: list[Any] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    """Of everything that this run and its trials have reached so far: `gc` leaves these alone."""
 
     @property
     def folder(self) -> Path:
@@ -127,16 +130,27 @@ class Run:
         """The stage's artifact: from the store if it was ever made, else made now."""
         asked = self.asked(stage)
         key = digest_json({"stage": stage.name, **asked})
-        self.store.begin_run(self.recipe.name, self.folder, [*(a.key for a in self.artifacts.values()), key])
-        artifact = self.store.find(key)
+        self.keys += [key] if key not in self.keys else []
+        self.store.begin_run(self.recipe.name, self.folder, self.keys)
+        artifact, made = self.store.find(key), False
         if artifact is None:
             with self.store.lock(key, stage.name):
                 artifact = self.store.find(key)  # another run may have made it while we waited
                 if artifact is None:
-                    return self._make(stage, key, asked)
-        self.reused.append(stage.name)
-        say(f"{stage.name}: reused {short(artifact.digest)}")
+                    artifact, made = self._make(stage, key, asked), True
+        if not made:
+            self.reused.append(stage.name)
+            say(f"{stage.name}: reused {short(artifact.digest)}")
+        self.artifacts[stage.name] = artifact
         return artifact
+
+    def trial(self, settings: Mapping[str, Any]) -> Run:
+        """The same run with other settings of `train` and without a search; it shares the store and what was made before."""
+        before = {name: made for name, made in self.artifacts.items() if name in ("collect", "prepare")}
+        return replace(self, recipe=trial_recipe(self.recipe, settings), artifacts=before, reused=[])
+
+    def trials(self) -> list[Run]:
+        return [self.trial(settings) for settings in self.recipe.tune.settings()] if self.recipe.tune else []
 
     def _make(self, stage: Stage, key: str, asked: dict[str, Any]) -> Artifact:
         began, energy = time.time(), environment.energy_counter()
@@ -154,13 +168,15 @@ class Run:
                         resolved=self.resolved,
                         base=self.recipe.base,
                         processes=self.recipe.cluster.processes,
+                        trial=self.trial,
                     )
                 )
             draft.facts["environment"] = environment.describe()
             draft.facts["peak_memory"] = environment.peak_memory()
-            draft.facts["energy"] = environment.energy_between(
+            measured = environment.energy_between(
                 energy, environment.energy_counter(), time.time() - began, len(draft.sessions())
             )
+            draft.facts.setdefault("energy", measured)  # a search tells its own: it is made of other stages
             artifact = self.store.seal(draft)
         say(f"{stage.name}: done in {time.time() - began:.1f} s, {short(artifact.digest)}")
         return artifact
@@ -177,8 +193,7 @@ class Run:
         if self.recipe.base.license is None:
             self.check_licenses(self.license_found())
         for name in ORDER:
-            stage = stage_named(name)
-            self.artifacts[name] = self.ensure(stage)
+            self.ensure(stage_named(name))
             if name == "collect":
                 used = self.artifacts[name].read("base.json")["license"]["used"]
                 self.check_licenses(used)
@@ -189,6 +204,10 @@ class Run:
                 check_rows(self.recipe, self.artifacts[name])
                 self.check_training()
                 self.say_what_could_show()
+            if name == "tune":
+                self.choose()
+            if name == "train":
+                self.check_chosen()
         with self.store.lock(f"run-{self.recipe.name}", "run folder"), disk_errors(f"cannot write to {self.folder}:"):
             return self.lay_out(key_file)
 
@@ -199,20 +218,43 @@ class Run:
         base = self.resolved[self.recipe.base.path]
         return None if base.kind == "scratch" else license_in(fetch(base, self.store))
 
+    def choose(self) -> None:
+        """From here on the recipe is the one with the best setting of its search."""
+        if best := chosen(self.artifacts["tune"].read("trials.json")):
+            self.recipe = self.recipe.with_settings(best["settings"])
+
+    def check_chosen(self) -> None:
+        """What goes on is the very model that the search chose.
+
+        Raises:
+            HermitcrabError: it was lost from the store, and training again did not give the same bytes.
+        """
+        best = chosen(self.artifacts["tune"].read("trials.json"))
+        if best and best["model"] != self.artifacts["train"].digest:
+            raise HermitcrabError(
+                f"train: the model that the search chose ({short(best['model'])}) is gone from the store, and training again gave "
+                f"another ({short(self.artifacts['train'].digest)}); remove {self.artifacts['tune'].path} to search again"
+            )
+
     def check_training(self) -> None:
         """What would train in vain is told before: a run that cannot fit, a model that could not be compressed as asked.
         What is there already needs neither."""
         from hermitcrab.estimate import estimate, shortage
 
         stage = stage_named("train")
-        if self.store.find(digest_json({"stage": "train", **self.asked(stage)})) is not None:
+        missing = [
+            run for run in self.trials() or [self]
+            if self.store.find(digest_json({"stage": "train", **run.asked(stage)})) is None
+        ]  # fmt: skip
+        if not missing:
             return
         base = self.recipe.base
         place = self.resolved[base.tokenizer if base.path == "scratch" and base.tokenizer else base.path]
         if self.recipe.compress.gguf:
             check_base(self.recipe.compress, self.artifacts["collect"].read("base.json"), fetch(place, self.store))
-        if problem := shortage(estimate(self.recipe, self.artifacts, self.resolved), self.store.root):
-            raise HermitcrabError(problem)
+        for run in [self, *missing] if self.recipe.tune else missing:
+            if problem := shortage(estimate(run.recipe, run.artifacts, run.resolved), self.store.root):
+                raise HermitcrabError(problem)
 
     def say_what_could_show(self) -> None:
         """The smallest difference that the test rows could show, told before it is known what they show."""
@@ -232,7 +274,7 @@ class Run:
             say(f"smallest effect that {rows:,} test rows could show: {effect['difference']:.3f} ({effect['assumes']})")
 
     def lay_out(self, key_file: Path | None) -> dict[str, Any]:
-        from hermitcrab.report.gather import gather
+        from hermitcrab.report.gather import gather, profile
         from hermitcrab.report.page import write_page
 
         record = {
@@ -240,6 +282,8 @@ class Run:
             "recipe": self.by_uri(self.recipe.model_dump(mode="json")),
             "artifacts": {name: a.key for name, a in self.artifacts.items()},
         }  # fmt: skip
+        if trials := self.artifacts["tune"].facts.get("trials"):
+            record["trials"] = [trial["key"] for trial in trials]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.store.remember_run(self.recipe.name, record)
         lay_out_package(self.artifacts, self.folder / "package", self.recipe.package.sign, key_file)
@@ -251,6 +295,7 @@ class Run:
             "reused": self.reused,
             "report": str(self.folder / "report.html"),
             "package": str(self.folder / "package"),
+            **({"profile": found} if (found := profile(self.artifacts["train"])) else {}),
         }
 
 
@@ -309,20 +354,46 @@ def plan(run: Run) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in ORDER:
         stage = stage_named(name)
+        if name == "train" and run.recipe.tune and "tune" not in run.artifacts:
+            rows.append({"stage": name, "action": "reuse", "why": "what tune chooses"})
+            continue
         if any(i not in run.artifacts for i in stage.inputs):
             rows.append({"stage": name, "action": "run", "why": f"after {stage.inputs[-1]}"})
-            continue
-        key = digest_json({"stage": name, **run.asked(stage)})
-        if artifact := run.store.find(key):
-            run.artifacts[name] = artifact
-            rows.append({"stage": name, "action": "reuse", "key": key, "digest": artifact.digest})
         else:
-            resumed = (run.store.folder("drafts", key) / "work" / "plan.json").exists()
-            rows.append({"stage": name, "action": "continue" if resumed else "run", "key": key})
+            rows.append(_planned(run, stage))
+        if name == "tune" and run.recipe.tune:
+            rows[-1]["trials"] = plan_trials(run)
+            if "tune" in run.artifacts:
+                run.choose()
     guesses = estimate(run.recipe, run.artifacts, run.resolved)
     for row in rows:
         row["needs"] = guesses.get(row["stage"], {}) if row["action"] != "reuse" else {}
     return rows
+
+
+def _planned(run: Run, stage: Stage) -> dict[str, Any]:
+    """What would happen to a stage whose inputs are known; an artifact that is there becomes one of the run's."""
+    key = digest_json({"stage": stage.name, **run.asked(stage)})
+    if artifact := run.store.find(key):
+        run.artifacts[stage.name] = artifact
+        return {"stage": stage.name, "action": "reuse", "key": key, "digest": artifact.digest}
+    work = run.store.folder("drafts", key) / "work"
+    begun = (work / "plan.json").exists() or (stage.name == "tune" and work.exists())
+    return {"stage": stage.name, "action": "continue" if begun else "run", "key": key}
+
+
+def plan_trials(run: Run) -> list[dict[str, Any]]:
+    """What would become of each training of a search: `{settings, action, needs}`, and its key where the inputs are known."""
+    from hermitcrab.estimate import estimate
+
+    assert run.recipe.tune is not None
+    found = []
+    for settings, trial in zip(run.recipe.tune.settings(), run.trials(), strict=True):
+        known = "prepare" in trial.artifacts
+        row = _planned(trial, stage_named("train")) if known else {"action": "run"}
+        needs = {} if row["action"] == "reuse" else estimate(trial.recipe, run.artifacts, run.resolved).get("train", {})
+        found.append({"settings": settings, **{k: v for k, v in row.items() if k != "stage"}, "needs": needs})
+    return found
 
 
 def find_run(name: str, store: Store) -> tuple[dict[str, Any], dict[str, Artifact]]:
