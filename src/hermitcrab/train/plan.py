@@ -99,6 +99,9 @@ def choose_attention(
         UsageError: the recipe asks for a kernel that would leave out a part of this model's attention.
     """
     config: Any = getattr(model, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
+    if config is not None and not heads:
+        return "none", "the model has none"
     if getattr(config, "attn_logit_softcapping", None) or not getattr(model, "_supports_sdpa", False):
         if wanted not in ("auto", "eager"):
             raise UsageError(
@@ -109,9 +112,6 @@ def choose_attention(
         return wanted, "as the recipe says"
     if device == "cuda":
         return "sdpa", "GPU"
-    heads = getattr(config, "num_attention_heads", None)
-    if config is not None and not heads:
-        return "none", "the model has none"
     width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     if not heads or not width:
         return "sdpa", "heads unknown"
