@@ -24,9 +24,8 @@ from hermitcrab.store import process_cpu
 
 PROBE_SECONDS = 0.25  # for each thing that is measured
 COMPILE_SECONDS = 35.0  # CPU-seconds that compiling a decoder costs, g++ included, nothing cached (docs/log.md)
-COMPILE_GAIN = (
-    0.15  # share of a full fine-tuning step that it saves (docs/log.md); both only decide whether it is tried
-)
+# Share of a full fine-tuning step that it saves (docs/log.md); both only decide whether it is tried and measured.
+COMPILE_GAIN = 0.1
 
 
 @dataclass
