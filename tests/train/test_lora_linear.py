@@ -27,6 +27,10 @@ def layer(kind: type, dtype: Any, bias: bool = False, dropout: float = 0.0) -> A
     return made.train()
 
 
+def inputs(*shape: int) -> Any:
+    return torch.randn(*shape, 48, generator=torch.Generator().manual_seed(1))
+
+
 def run(made: Any, x: Any, autocast: bool) -> list[Any]:
     """Output and the gradients of input, A and B."""
     x = x.clone().requires_grad_()
@@ -41,15 +45,15 @@ def run(made: Any, x: Any, autocast: bool) -> list[Any]:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_in_float32_it_is_what_peft_computes(bias):
-    x = torch.randn(3, 5, 48)
+    x = inputs(3, 5)
     ours, theirs = layer(LoraLinear, torch.float32, bias), layer(PeftLinear, torch.float32, bias)
     assert ours._short_way(x) == "default"
     for a, b in zip(run(ours, x, False), run(theirs, x, False), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert (a - b).norm() <= 1e-6 * b.norm()
 
 
 def test_in_bfloat16_it_is_no_further_from_float32_than_peft():
-    x = torch.randn(16, 64, 48).bfloat16()
+    x = inputs(16, 64).bfloat16()
     ours, theirs = (run(layer(kind, torch.bfloat16), x, True) for kind in (LoraLinear, PeftLinear))
     exact = layer(PeftLinear, torch.bfloat16)
     exact.base_layer.float()
@@ -58,7 +62,7 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_peft():
 
 
 def test_every_other_case_is_pefts():
-    x = torch.randn(2, 48)
+    x = inputs(2)
     assert layer(LoraLinear, torch.float32, dropout=0.1)._short_way(x) is None
     assert layer(LoraLinear, torch.float32).eval()._short_way(x) is None
     assert layer(LoraLinear, torch.bfloat16)._short_way(x) is None  # weights that are not in the working precision
