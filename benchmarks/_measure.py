@@ -95,13 +95,16 @@ def run(contender: Contender, job: dict[str, Any], folder: Path, threads: int = 
 def alternate(contenders: Sequence[Contender], job: dict[str, Any], runs: int, folder: Path,
               told: Callable[[dict[str, list[dict[str, Any]]]], None] = lambda found: None,
               threads: int = 1) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
-    """`runs` rounds in which each contender runs once, in an order that turns; `told` hears what is known after each round."""
+    """`runs` rounds in which each contender runs once, in an order that turns; `told` hears what is known after each round.
+
+    A job's `seed` grows by one each round: other rows, the same for all in a round.
+    """
     found: dict[str, list[dict[str, Any]]] = {c.name: [] for c in contenders}
     for number in range(runs):
         turn = number % len(contenders)
         for contender in (*contenders[turn:], *contenders[:turn]):
             began = time.time()
-            result = run(contender, job, folder, threads)
+            result = run(contender, {**job, "seed": job.get("seed", 0) + number}, folder, threads)
             found[contender.name].append(result)
             shown = {k: v for k, v in result.items() if isinstance(v, int | float)}
             print(f"round {number + 1}/{runs}  {contender.name}: {json.dumps(shown)}  ({time.time() - began:.0f} s)",

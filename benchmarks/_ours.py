@@ -54,8 +54,9 @@ class Watched:
 
 def open_session(job: dict[str, Any], folder: Path) -> Session:
     work = Path(job["work"])
-    part = Train.model_validate({"template": "none", "steps": job["warm"] + job["steps"] + 1, "checkpoint_every": 10**6,
-                                 **job["train"]})  # fmt: skip
+    part = Train.model_validate({
+        "template": "none", "steps": job["warm"] + job["steps"] + 1, "checkpoint_every": 10**6, "seed": job["seed"], **job["train"],
+    })  # fmt: skip
     scratch = job.get("scratch")
     base = Base(path="scratch" if scratch else str(work / "base"), license="CC0-1.0", architecture=scratch,
                 tokenizer=str(work / "base") if scratch else None)  # fmt: skip

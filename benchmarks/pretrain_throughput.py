@@ -82,17 +82,9 @@ def main() -> None:
         found = alternate(contenders, job, runs, logs, told)
         cost = run(Contender("loop overhead", sys.executable, "_overhead.py"),
                    {**job, "steps": 3 if args.quick else 4, "blocks": 1 if args.quick else 6}, logs)  # fmt: skip
-    rows.append(
-        row(
-            "pretrain: CPU-s of a step of the loop",
-            OURS,
-            "hand-written step",
-            cost["ours"],
-            cost["hand"],
-            "CPU-s",
-            "<= 1.02",
-        )
-    )
+    name, hand = "hand-written step", cost["hand"]
+    rows.append(row("pretrain: a step of the loop", OURS, name, cost["ours"], hand, "CPU-s", "<= 1.02"))
+    rows.append(row("pretrain: what the loop does beside", OURS, name, cost["beside"], hand, "CPU-s", "<= 0.02"))
     write(args.json, rows)
     plan = found[OURS][-1]["plan"]
     print(

@@ -30,7 +30,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_NV = torch.empty_like(logits_NV)
         for part, target in _slices(logits_NV, target_N):
             likely = torch.log_softmax(logits_NV[part].float(), -1).exp_()
-            likely.scatter_add_(1, target, likely.new_full((1, 1), -1.0).expand_as(target))
+            likely.scatter_(1, target, likely.gather(1, target) - 1)
             torch.mul(likely, scale, out=likely)
             grad_NV[part] = likely
         return grad_NV, None

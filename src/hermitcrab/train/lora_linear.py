@@ -3,7 +3,7 @@
 peft writes it as four operations, each of which reads and writes whole activations: the product with B, its scaling, the sum,
 and in the backward pass another scaling and another sum. Here the scale goes into B (r columns instead of a whole activation) and
 the sums into the matrix products (BLAS's beta = 1), whose float32 accumulator rounds once where the four operations round
-three times. In float32 the results agree to rounding; in bfloat16 they are nearer to float32's (tests/train/test_lora_linear.py).
+three times. In float32 the results agree to rounding; in bfloat16 errors are of the same size (tests/train/test_lora_linear.py).
 
 Shapes: M positions, I inputs, O outputs, R rank.
 """

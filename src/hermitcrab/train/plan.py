@@ -25,9 +25,8 @@ from hermitcrab.store import process_cpu
 SMALL = 5e7  # operations of a product under which one thread does it alone
 PROBE_SECONDS = 0.25  # for each thing that is measured
 COMPILE_SECONDS = 35.0  # CPU-seconds that compiling a decoder costs, g++ included, nothing cached (docs/log.md)
-COMPILE_GAIN = (
-    0.15  # share of a full fine-tuning step that it saves (docs/log.md); both only decide whether it is tried
-)
+# Share of a full fine-tuning step that it saves (docs/log.md); both only decide whether it is tried and measured.
+COMPILE_GAIN = 0.1
 
 
 @dataclass
@@ -133,7 +132,7 @@ def choose_compile(wanted: str, part: Train, step_seconds: float, steps: int, de
     if wanted != "auto":
         return wanted == "on", "as the recipe says"
     if part.method != "full":
-        return False, "not for adapters, whose small products leave it little to gain"
+        return False, "not for adapters: it gained them 1 % when it was measured (docs/log.md)"
     if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return False, "no C++ compiler"
     saved = COMPILE_GAIN * step_seconds * steps
