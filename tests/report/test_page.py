@@ -155,7 +155,7 @@ def test_the_lines_to_paste_are_few_and_hold_what_matters(sample, from_scratch):
     facts = gather(*sample().run())
     told = [f"{name} {text}".strip() for name, text in summary(facts)]
     assert told == [line.strip() for line in told if "\n" not in line]
-    assert len(told) <= 8
+    assert len(told) <= 9
     assert told[1] == facts["value"]["sentence"]
     assert told[2].startswith(
         "Built on: Some Base 135M (134,515,008 parameters, Apache-2.0), pypi:some-base==1.0/model.gguf"

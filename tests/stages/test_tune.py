@@ -43,6 +43,7 @@ def here(project, tmp_path, monkeypatch) -> Path:
     shutil.copytree(project, tmp_path / "p")
     monkeypatch.chdir(tmp_path / "p")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "p" / "config"))
+    monkeypatch.setenv("COLUMNS", "110")
     return tmp_path / "p"
 
 

@@ -40,7 +40,7 @@ def run_cell(facts: Mapping[str, Any]) -> str:
     return _cell(
         title=facts["name"],
         under=" · ".join(str(x) for x in (facts["task"], facts["finished"], facts["license"]) if x),
-        verdict=found["verdict"], sentence=summary.split_verdict(found)[1], tables=tables, facts=rows,
+        verdict=found["verdict"], sentence=_rest(found), tables=tables, facts=rows,
     )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def comparison_cell(told: Mapping[str, Any]) -> str:
     """Of two models on the same rows."""
     return _cell(
         title=_beside(told), under=f"{told['on']['rows']:,} rows of {told['on']['uri']}",
-        verdict=told["verdict"], sentence=summary.split_verdict(told)[1],
+        verdict=told["verdict"], sentence=_rest(told),
         tables=[models_table(value_of(told, told["metrics"]))], facts=about_comparison(told),
     )  # fmt: skip
 
@@ -96,6 +96,12 @@ def write_comparison(told: Mapping[str, Any], path: Path) -> None:
 
 def _beside(told: Mapping[str, Any]) -> str:
     return " beside ".join(told["models"][side]["name"] for side in ("derived", "base"))
+
+
+def _rest(value: Mapping[str, Any]) -> str:
+    """The sentence without the verdict that stands above it."""
+    rest = summary.split_verdict(value)[1]
+    return rest[:1].upper() + rest[1:]
 
 
 def _cell(*, verdict: str, tone: str | None = None, facts: Sequence[tuple[str, Any]], **shown: Any) -> str:
