@@ -141,7 +141,12 @@ def test_another_signer_is_refused(project, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"task": "image-classification"}, "only text-generation is served so far"),
+        (
+            {"task": "translation"},
+            "its task is 'translation'; this version knows image-classification, text-generation",
+        ),
+        ({"task": "image-classification"}, "`fitted` is not what image-classification fits"),
+        ({"fitted": ["a"]}, "expected `fitted`, a mapping"),
         ({"name": 3}, "expected `name`, a text"),
         ({"choices": "yes"}, "expected `choices`, a list of texts"),
         ({"template_digest": "sha256:0"}, "its chat template is not the one that it was trained with"),
