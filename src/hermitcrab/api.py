@@ -46,7 +46,7 @@ def run(
     from hermitcrab.recipe import from_value, load
     from hermitcrab.store import Store
 
-    made = from_value(load(recipe) if isinstance(recipe, str | Path) else recipe, overrides)
+    made = load(recipe, overrides) if isinstance(recipe, str | Path) else from_value(recipe, overrides)
     work = Run(made, Store(store), Path(runs))
     work.execute(Path(key) if key is not None else None)
     return Result.of(work.recipe.name, store, work.reused)

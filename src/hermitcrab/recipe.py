@@ -392,8 +392,11 @@ def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
     return "\n".join(lines)
 
 
-def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from YAML text.
+Override = str | Mapping[str, Any]  # `train.epochs=2`, or {"train.epochs": 2}
+
+
+def parse(text: str, file: str = "recipe", overrides: Sequence[Override] = ()) -> Recipe:
+    """A recipe from YAML text, checked with the overrides set.
 
     Raises:
         UsageError: with file, line, key and nearest valid name, one line for each thing that is wrong.
@@ -412,12 +415,8 @@ def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Rec
     return _checked(value, file, node, overrides)
 
 
-def from_value(value: Mapping[str, Any] | Recipe, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
-    """A recipe from a mapping (or another recipe), as `parse` reads it from text.
-
-    Args:
-        overrides: texts such as `train.epochs=2`, or mappings such as `{"train.epochs": 2}`.
-    """
+def from_value(value: Mapping[str, Any] | Recipe, overrides: Sequence[Override] = ()) -> Recipe:
+    """A recipe from a mapping (or another recipe), as `parse` reads it from text."""
     if isinstance(value, Recipe):
         if not overrides:
             return value
@@ -425,7 +424,7 @@ def from_value(value: Mapping[str, Any] | Recipe, overrides: Sequence[str | Mapp
     return _checked(copy.deepcopy(dict(value)) if isinstance(value, Mapping) else value, "recipe", None, overrides)
 
 
-def _checked(value: Any, file: str, node: yaml.Node | None, overrides: Sequence[str | Mapping[str, Any]]) -> Recipe:
+def _checked(value: Any, file: str, node: yaml.Node | None, overrides: Sequence[Override]) -> Recipe:
     if not isinstance(value, dict):
         raise UsageError(f"{file}: a recipe is a mapping of keys to values. Received: {type(value).__name__}")
     given = []
@@ -480,7 +479,7 @@ def _set(recipe: dict[str, Any], path: str, value: Any, text: str) -> str:
     return text
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: str | Path, overrides: Sequence[Override] = ()) -> Recipe:
     """A recipe from a file, with overrides such as `train.epochs=2`."""
     path = Path(path)
     try:
