@@ -7,11 +7,10 @@ name. Each nested part is owned by the stage that reads it; every field is read 
 from __future__ import annotations
 
 import copy
-import itertools
 import json
-import random
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -258,13 +257,25 @@ class Tune(Part):
         """Dotted path → the values to try, in the recipe's order."""
         return self.model_extra or {}
 
+    @property
+    def size(self) -> int:
+        """How many combinations there are."""
+        return math.prod(map(len, self.values.values()))
+
     def settings(self) -> list[dict[str, Any]]:
         """Every setting to try: combinations in the order of the recipe, the last key changing first."""
-        every = [dict(zip(self.values, row, strict=True)) for row in itertools.product(*self.values.values())]
-        if self.trials is None:
-            return every
-        chosen = sorted(random.Random(self.seed).sample(range(len(every)), self.trials))
-        return [every[i] for i in chosen]
+        numbers: Iterable[int] = range(self.size)
+        if self.trials is not None:
+            numbers = searching.draw(self.size, self.trials, self.seed)
+        return [self._setting(number) for number in numbers]
+
+    def _setting(self, number: int) -> dict[str, Any]:
+        """One combination of all, by its number: its digits are the places of the values."""
+        places = []
+        for values in reversed(self.values.values()):
+            number, place = divmod(number, len(values))
+            places.append(values[place])
+        return dict(zip(self.values, reversed(places), strict=True))
 
 
 class Compress(Part):

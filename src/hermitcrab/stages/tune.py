@@ -164,9 +164,7 @@ class Search:
         return entry | {name: found[name] for name in ("version", "value", "low", "high", "n", "prompt_digest")}
 
     def ledger(self) -> dict[str, Any]:
-        ledger, size = Ledger("trials"), 1
-        for values in self.tune.values.values():
-            size *= len(values)
+        ledger, size = Ledger("trials"), self.tune.size
         tried = len(self.tune.settings())
         ledger.take(size)
         ledger.keep(tried - len(self.failed))
