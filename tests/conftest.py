@@ -1,6 +1,7 @@
 """What tests of several modules share."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the shared data folder {SHARED_DATA} is not here")
     return SHARED_DATA
+
+
+@pytest.fixture
+def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the module's `project` (its finished run, made once), as the working folder of a user of its own."""
+    shutil.copytree(project, tmp_path / "p")
+    monkeypatch.chdir(tmp_path / "p")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "p" / "config"))
+    return tmp_path / "p"

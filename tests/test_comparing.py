@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tiny import RECIPE, TEMPLATE, write_model, write_project
+from tiny import RECIPE, TEMPLATE, working_in, write_model, write_project
 
 from hermitcrab.cli import main
 from hermitcrab.pipeline import find_run
@@ -32,18 +31,9 @@ def project(tmp_path_factory) -> Path:
     (folder / "asked.csv").write_text("\n".join(lines) + "\n")
     texts = (f"the weather is {w}, and the answer is {a}." for w, a in (("good", "yes"), ("bad", "no"), ("odd", "no")))
     (folder / "plain.txt").write_text("\n\n".join(texts))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    with working_in(folder):
         assert main(["run", "small.yaml"]) == 0
     return folder
-
-
-@pytest.fixture
-def here(project, tmp_path, monkeypatch) -> Path:
-    shutil.copytree(project, tmp_path / "p")
-    monkeypatch.chdir(tmp_path / "p")
-    return tmp_path / "p"
 
 
 def compare(*arguments: str, capsys: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tiny import RECIPE, write_project
+from tiny import RECIPE, working_in, write_project
 
 import hermitcrab
 from hermitcrab.recipe import Recipe, load
@@ -32,19 +31,9 @@ def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     write_project(folder, SMALL)
     (folder / "base").rename(folder / BASE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    with working_in(folder):
         hermitcrab.run("small.yaml")
     return folder
-
-
-@pytest.fixture
-def here(project, tmp_path, monkeypatch) -> Path:
-    shutil.copytree(project, tmp_path / "p")
-    monkeypatch.chdir(tmp_path / "p")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "p" / "config"))
-    return tmp_path / "p"
 
 
 class Tags(HTMLParser):

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +20,7 @@ import pytest
 pytest.importorskip("torch")
 
 from PIL import Image
-from tiny import stripes, write_image_project
+from tiny import crab, stripes, working_in, write_image_project
 
 import hermitcrab
 from hermitcrab.cli import main
@@ -31,29 +30,13 @@ from hermitcrab.store import Store, read_json, write_json
 from hermitcrab.tasks import TASKS
 
 
-def crab(*arguments: str, capsys: Any) -> tuple[int, str, str]:
-    status = main(list(arguments))
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     write_image_project(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    with working_in(folder):
         assert main(["run", "shapes.yaml"]) == 0
     return folder
-
-
-@pytest.fixture
-def here(project, tmp_path, monkeypatch) -> Path:
-    shutil.copytree(project, tmp_path / "p")
-    monkeypatch.chdir(tmp_path / "p")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "p" / "config"))
-    return tmp_path / "p"
 
 
 def test_images_are_learnt_compared_packaged_and_verified(here, capsys):

@@ -15,7 +15,7 @@ import yaml
 
 torch = pytest.importorskip("torch")
 
-from tiny import RECIPE, question_rows, write_project
+from tiny import RECIPE, crab, question_rows, working_in, write_project
 
 from hermitcrab import recipe as recipes
 from hermitcrab.cli import main
@@ -29,26 +29,9 @@ def project(tmp_path_factory) -> Path:
     """A finished run, made once; tests that change something copy it."""
     folder = tmp_path_factory.mktemp("project")
     write_project(folder, RECIPE + "compress: {gguf: [Q8_0], rows: 16}\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    with working_in(folder):
         assert main(["run", "small.yaml"]) == 0
     return folder
-
-
-@pytest.fixture
-def here(project, tmp_path, monkeypatch) -> Path:
-    """A copy of the finished project, as the working folder."""
-    shutil.copytree(project, tmp_path / "p")
-    monkeypatch.chdir(tmp_path / "p")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "p" / "config"))
-    return tmp_path / "p"
-
-
-def crab(*arguments: str, capsys: Any) -> tuple[int, str, str]:
-    status = main(list(arguments))
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def test_a_second_run_reuses_every_stage_and_says_one_object(here, capsys):

@@ -1,12 +1,15 @@
-"""A real, tiny language model with a tokenizer of its own, made by the libraries themselves; and rows to train it on."""
+"""A real, tiny language model with a tokenizer of its own, made by the libraries themselves; rows to train it on; and the command line."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -135,3 +138,21 @@ def write_project(folder: Path, recipe: str = RECIPE) -> Path:
     (folder / "rows.csv").write_text("\n".join(lines) + "\n")
     (folder / "small.yaml").write_text(recipe)
     return folder / "small.yaml"
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """In that folder, with the settings and keys of a user of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        yield
+
+
+def crab(*arguments: str, capsys: Any) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of the command line."""
+    from hermitcrab.cli import main
+
+    status = main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err

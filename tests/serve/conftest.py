@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tiny import question_rows, write_model, write_project
+from tiny import question_rows, working_in, write_model, write_project
 
 from hermitcrab.cli import main
 
@@ -29,18 +29,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in question_rows(120).to_pylist():
         lines.append(f"{row['prompt']},{GOOD if row['completion'] == 'yes' else BAD}")
     (folder / "speech.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    with working_in(folder):
         assert main(["run", "small.yaml"]) == 0
         assert main(["run", "small.yaml", *SPEAKS]) == 0
     return folder
-
-
-@pytest.fixture
-def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the project, as the working folder."""
-    shutil.copytree(project, tmp_path / "p")
-    monkeypatch.chdir(tmp_path / "p")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "p" / "config"))
-    return tmp_path / "p"

@@ -11,16 +11,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from tiny import crab
 
-from hermitcrab.cli import main
 from hermitcrab.pipeline import find_run
 from hermitcrab.store import Store, read_json, write_json
-
-
-def crab(*arguments: str, capsys: Any) -> tuple[int, str, str]:
-    status = main(list(arguments))
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def asked_of(project: Path, run: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

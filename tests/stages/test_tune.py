@@ -14,7 +14,7 @@ from hypothesis.strategies import lists, none, one_of, sampled_from
 
 pytest.importorskip("torch")
 
-from tiny import RECIPE, write_project
+from tiny import RECIPE, crab, working_in, write_project
 
 from hermitcrab.cli import main
 from hermitcrab.pipeline import ORDER, Run, find_run, stage_named
@@ -31,26 +31,15 @@ SEARCH = RECIPE.replace("steps: 12", "steps: 4").replace("few_shot: 2, calibrate
 def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     write_project(folder, SEARCH)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    with working_in(folder):
         assert main(["run", "small.yaml"]) == 0
     return folder
 
 
 @pytest.fixture
-def here(project, tmp_path, monkeypatch) -> Path:
-    shutil.copytree(project, tmp_path / "p")
-    monkeypatch.chdir(tmp_path / "p")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "p" / "config"))
+def here(here, monkeypatch) -> Path:
     monkeypatch.setenv("COLUMNS", "110")
-    return tmp_path / "p"
-
-
-def crab(*arguments: str, capsys: Any) -> tuple[int, str, str]:
-    status = main(list(arguments))
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+    return here
 
 
 def test_the_best_setting_on_validation_rows_is_what_is_evaluated_and_shipped(project):
