@@ -52,7 +52,7 @@ def make_rows(work: Path, take: int | None) -> dict[str, float]:
     write_rows(work / "validation.parquet", [], schema("image-label"))
     np.save(work / "images.npy", stack((r["image"] for r in found), (r["row_id"] for r in found))[..., 0])
     np.save(work / "labels.npy", np.array([int(r["label"]) for r in found]))
-    fitted = ImageClassification.fit(pq.read_table(work / "train.parquet"))
+    fitted = ImageClassification.fit(pq.read_table(work / "train.parquet"), {"kind": "scratch"}, work)
     return {"mean": fitted["mean"][0], "std": fitted["std"][0]}
 
 
