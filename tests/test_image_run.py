@@ -128,7 +128,7 @@ def test_predict_gives_the_answers_that_were_measured(here, capsys, monkeypatch)
         (["serve", "shapes", "--port", "0"], 2, "its task is image-classification; `crab serve` answers texts"),
         (["run", "shapes.yaml", "base.architecture.hidden_sizes=[-1]"], 1, "hidden_sizes: expected a list of widths"),
         (["run", "shapes.yaml", "base.tokenizer=x"], 2, "base.tokenizer: image-classification reads no text"),
-        (["run", "shapes.yaml", f"base.sha256={'0' * 64}"], 2, "base.sha256: there is no file that could have it"),
+        (["run", "shapes.yaml", f"base.sha256={'f' * 64}"], 2, "base.sha256: there is no file that could have it"),
         (["run", "shapes.yaml", "data.split.test=0"], 1, "no test row is left"),
     ],
 )
