@@ -96,6 +96,15 @@ def test_a_file_a_mapping_and_a_recipe_are_the_same_run(here):
     assert told["evaluate"]["seed"] == 0  # the caller's mapping is left alone
 
 
+def test_a_file_is_checked_with_the_overrides_set_as_on_the_command_line(here):
+    text = Path("small.yaml").read_text()
+    Path("open.yaml").write_text(text.replace("steps: 8", "steps: many"))
+    assert "train" in hermitcrab.run("open.yaml", {"train.steps": 8}).reused
+    line = next(number for number, words in enumerate(text.splitlines(), 1) if "steps: 8" in words)
+    with pytest.raises(hermitcrab.HermitcrabError, match=rf"open\.yaml:{line}: train\.steps: .*Received: 'several'"):
+        hermitcrab.run("open.yaml", {"train.steps": "several"})
+
+
 def test_a_result_gives_what_the_package_has(here):
     result = hermitcrab.run("small.yaml")
     assert result.metrics == read_json(result.package / "metrics.json")

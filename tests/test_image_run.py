@@ -23,7 +23,9 @@ pytest.importorskip("torch")
 from PIL import Image
 from tiny import stripes, write_image_project
 
+import hermitcrab
 from hermitcrab.cli import main
+from hermitcrab.comparing import How, read_on
 from hermitcrab.pipeline import ORDER, find_run
 from hermitcrab.store import Store, read_json, write_json
 from hermitcrab.tasks import TASKS
@@ -195,6 +197,99 @@ def test_settings_are_searched_and_two_models_compared_as_for_any_task(here, cap
                 if m["model"] == "derived"}  # fmt: skip
     assert {m["name"]: m["value"] for m in told["metrics"] if m["model"] == "base"} == measured
     assert "on the same rows" in told["sentence"]
+
+
+def bare(here: Path) -> Path:
+    """The model of the run without its record, as another library would leave it."""
+    (here / "bare").mkdir()
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
+        shutil.copy(here / "runs/shapes/package" / name, here / "bare" / name)
+    return here / "bare"
+
+
+def test_a_bare_classifier_is_compared_and_asked_as_the_package_it_came_from(here, capsys):
+    bare(here)
+    status, out, err = crab("compare", "bare", "shapes", "--on", "run:shapes/prepare", "--json", capsys=capsys)
+    assert status == 0, err
+    told = json.loads(out)
+    assert told["verdict"] == "tied"
+    assert told["models"]["base"]["verified"] is None
+    assert told["choices"] == ["diagonal/\\", "flach", "垂直"]
+    assert crab("predict", "bare", "@train-images", capsys=capsys)[0] == 2
+    status, out, err = crab("predict", "bare", "@train-images", "--unverified", "--json", capsys=capsys)
+    assert status == 0, err
+    answers = json.loads(crab("predict", "shapes", "@train-images", "--json", capsys=capsys)[1])["answers"]
+    assert json.loads(out)["answers"] == answers
+    assert crab("serve", "bare", "--unverified", "--port", "0", capsys=capsys)[0] == 2
+
+
+FILES = ["train-images", "--labels", "train-labels", "--type", "idx", "--format", "image-label"]
+
+
+def test_models_are_compared_on_a_file_of_images_whose_rows_are_named_as_in_a_run(here, capsys):
+    config = read_json(bare(here) / "config.json")
+    write_json(
+        here / "bare/config.json", {**config, "id2label": {"0": "2", "1": "0", "2": "1"}}
+    )  # as the file has them
+    status, out, err = crab("compare", "bare", "bare", "--on", *FILES, "--json", capsys=capsys)
+    assert status == 0, err
+    told = json.loads(out)
+    assert (told["verdict"], told["n"]) == ("tied", 300)
+    assert next(m["value"] for m in told["metrics"] if m["name"] == "accuracy") > 0.9
+    again = hermitcrab.compare("bare", "bare", "train-images", labels="train-labels", type="idx", format="image-label")
+    assert again.told == told
+    rows, about = read_on(
+        "train-images", Store(".crab/store"), How(format="image-label", type="idx", labels="train-labels")
+    )
+    collected = pq.read_table(find_run("shapes", Store(".crab/store"))[1]["collect"].payload / "train.parquet")
+    assert rows["row_id"].to_pylist() == sorted(collected["row_id"].to_pylist())
+    (here / "train-labels").write_bytes((here / "train-labels").read_bytes()[:-1] + b"\x01")
+    _, other = read_on(
+        "train-images", Store(".crab/store"), How(format="image-label", type="idx", labels="train-labels")
+    )
+    assert other["digest"] != about["digest"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (FILES, "references ['0', '1', '2'] (of 3) are none of the labels of the models. Expected: ['diagonal/"),
+        (["run:shapes/prepare", "--choices", "flach,垂直"], "--choices: means nothing to image-classification"),
+        (["run:shapes/prepare", "--max-new-tokens", "3"], "--max-new-tokens: means nothing to image-classification"),
+        (["run:shapes/prepare", "--type", "idx"], "--labels and --type are for a file of rows"),
+        (["run:shapes/prepare", "--labels", "train-labels"], "--labels and --type are for a file of rows"),
+        (["train-images", "--type", "idx", "--format", "image-label"], "images of type `idx` need `labels`"),
+        (["train-images", "--type", "idxs"], "no type of file is named `idxs`; did you mean `idx`?"),
+        ([*FILES[:2], "train-label", *FILES[3:]], "train-label: no such file or folder; did you mean `train-labels`?"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(here, capsys, arguments, said):
+    status, out, err = crab("compare", "shapes", "shapes", "--on", *arguments, capsys=capsys)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert len([line for line in err.splitlines() if line.startswith("crab: ")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "told"),
+    [
+        ("preprocessor_config.json", "size", {"shortest_edge": 8}, "holds weights, but no model of a task"),
+        ("config.json", "id2label", None, "text-generation: a tokenizer.json beside the weights, or a GGUF file"),
+        ("preprocessor_config.json", "do_center_crop", True, "do_center_crop: expected False"),
+        ("preprocessor_config.json", "image_std", [0.0], "is not what image-classification fits"),
+        ("config.json", "id2label", {"0": "a", "2": "b"}, "is not what image-classification fits"),
+    ],
+)
+def test_a_bare_model_that_cannot_be_asked_is_one_sentence(here, capsys, file, key, value, told):
+    folder = bare(here)
+    write_json(folder / file, {**read_json(folder / file), key: value})
+    status, _, err = crab("predict", "bare", "@train-images", "--unverified", capsys=capsys)
+    assert status == 1
+    assert told in err
+    assert len([line for line in err.splitlines() if line.startswith("crab: ")]) == 1
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert "holds no weights" in crab("predict", "bare", "x.png", "--unverified", capsys=capsys)[2]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+import sys
+import tracemalloc
 
 import pytest
 
@@ -62,6 +66,35 @@ def test_values_that_go_together_only_are_checked_together():
     made = recipe.parse(HEAD + "  train.patience: [1, 2]\n  train.validate_every: [5, 10]\n")
     assert len(made.tune.settings()) == 4
     assert made.with_settings(made.tune.settings()[3]).train.patience == 2
+
+
+def test_a_few_of_very_many_settings_are_drawn_without_making_all():
+    keys = ("epochs", "steps", "learning_rate", "batch_size", "accumulate", "seed")
+    many = "".join(f"  train.{key}: {list(range(1, 9))}\n" for key in keys)
+    made = recipe.parse(HEAD + many + "  trials: 5\n").tune
+    tracemalloc.start()
+    drawn = made.settings()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20  # of 262,144 settings
+    assert len({tuple(settings.values()) for settings in drawn}) == 5
+    longer = "".join(f"  train.{key}: {list(range(1, 201))}\n" for key in (*keys, "lora.rank", "lora.alpha"))
+    made = recipe.parse(HEAD + longer + "  train.weight_decay: [0, 1, 2, 3]\n  trials: 3\n").tune
+    assert made.size > sys.maxsize
+    drawn = made.settings()
+    assert len(drawn) == 3
+    assert drawn == made.settings()
+    assert all(value in made.values[path] for settings in drawn for path, value in settings.items())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_settings_are_the_product_in_its_order_and_a_draw_a_sample_of_it(seed):
+    text = HEAD + "  train.lora.rank: [2, 4, 8]\n  train.learning_rate: [1e-4, 1e-3]\n  train.seed: [0, 1, 2, 3, 4]\n"
+    values = recipe.parse(text).tune.values
+    every = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
+    assert recipe.parse(text).tune.settings() == every
+    numbers = sorted(random.Random(seed).sample(range(30), 7))
+    assert recipe.parse(text + f"  trials: 7\n  seed: {seed}\n").tune.settings() == [every[i] for i in numbers]
 
 
 def test_every_key_of_train_is_searchable_but_those_that_change_no_result():

@@ -46,7 +46,7 @@ def run(
     from hermitcrab.recipe import from_value, load
     from hermitcrab.store import Store
 
-    made = from_value(load(recipe) if isinstance(recipe, str | Path) else recipe, overrides)
+    made = load(recipe, overrides) if isinstance(recipe, str | Path) else from_value(recipe, overrides)
     work = Run(made, Store(store), Path(runs))
     work.execute(Path(key) if key is not None else None)
     return Result.of(work.recipe.name, store, work.reused)
@@ -73,6 +73,8 @@ def compare(
     choices: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     format: str = "prompt-completion",
+    type: str = "auto",
+    labels: str | Path | None = None,
     metrics: Sequence[str] = (),
     rows: int | None = None,
     max_new_tokens: int = 64,
@@ -88,7 +90,9 @@ def compare(
         on: a file of rows, or `run:NAME/prepare` for the test rows of a run.
         choices: answers to choose from; default: those that a package records, else answers are generated.
         columns: wanted column → a column of the file, or a text with `{column}` in it.
-        format: what a row of the file is: `text`, `prompt-completion`, `messages`.
+        format: what a row of the file is: `text`, `prompt-completion`, `messages`, `image-label`.
+        type: what the file is, as in a recipe's source; `auto` goes by its ending.
+        labels: of images of type `idx`: the file of their labels.
         metrics: the first that both models can give decides; default: all.
         rows: ask only so many; None: all.
         key, base_key: public keys (PEM) of the signers of the two packages.
@@ -105,7 +109,8 @@ def compare(
         return str(near(model.package) if isinstance(model, Result) else model)
 
     how = How(
-        choices=tuple(choices), columns=dict(columns or {}), format=format, metrics=tuple(metrics), rows=rows,
+        choices=tuple(choices), columns=dict(columns or {}), format=format, type=type,
+        labels=str(labels) if labels is not None else None, metrics=tuple(metrics), rows=rows,
         max_new_tokens=max_new_tokens, key=Path(key) if key is not None else None,
         base_key=Path(base_key) if base_key is not None else None, unverified=unverified,
     )  # fmt: skip

@@ -130,8 +130,9 @@ def compare_verb(args: argparse.Namespace) -> Answer:
     if wrong := next((word for word in args.column if "=" not in word), None):
         raise UsageError(f"--column {wrong}: expected WANTED=COLUMN, such as prompt=question")
     choices = [choice.strip() for choice in args.choices.split(",")] if args.choices else []
-    how = How(choices=choices, columns=columns, format=args.format, metrics=args.metric, rows=args.rows,
-              max_new_tokens=args.max_new_tokens, key=args.key, base_key=args.base_key, unverified=args.unverified)  # fmt: skip
+    how = How(choices=choices, columns=columns, format=args.format, type=args.type, labels=args.labels, metrics=args.metric,
+              rows=args.rows, max_new_tokens=args.max_new_tokens, key=args.key, base_key=args.base_key,
+              unverified=args.unverified)  # fmt: skip
     told = compare_models(args.base, args.derived, args.on, Store(args.store), how)
     if args.report is not None:
         from hermitcrab.report.cell import write_comparison
@@ -241,7 +242,9 @@ _verb("compare", "ask two models the same rows: differences with paired interval
       _arg("base", help="what is compared with: a package's folder, a run's name or folder, or a reference to a model"),
       _arg("derived", help="the model in question, named in the same ways; differences are this minus the base"),
       _arg("--on", required=True, metavar="ROWS", help="a file of rows (CSV, JSONL, Parquet, text, …), or run:NAME/prepare: its test rows"),
-      _arg("--format", default="prompt-completion", help="what a row of the file is: text, prompt-completion, messages"),
+      _arg("--type", default="auto", help="what the file is, as in a recipe (default: by its ending); idx: images, with --labels"),
+      _arg("--labels", metavar="FILE", help="of images of type idx: the file of their labels"),
+      _arg("--format", default="prompt-completion", help="what a row of the file is: text, prompt-completion, messages, image-label"),
       _arg("--column", action="append", default=[], metavar="WANTED=COLUMN",
            help="a column of the file, or a text with {column} in it (may be given again)"),
       _arg("--choices", metavar="A,B,…", help="answers to choose from (default: those that a package records; none: generated)"),

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from hermitcrab.data.files import KINDS
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.rows import check_sources, read_rows
-from hermitcrab.data.tables import FORMATS, rows_of, schema
+from hermitcrab.data.tables import FORMATS, rows_of, schema, source_digest
 from hermitcrab.digest import digest_json, short
 from hermitcrab.errors import UsageError, did_you_mean, needs
 from hermitcrab.progress import say
@@ -38,7 +39,7 @@ class How:
 
     Attributes:
         choices: what both choose from, by likelihood; empty: what a package records, else answers are generated.
-        columns: wanted column → a column of the file, or a text with `{column}` in it.
+        type, labels, columns, format: of the file of rows, as a recipe's source has them.
         metrics: the first that both can give decides; empty: all, in the order of a recipe's default.
         rows: ask only so many, drawn by their ids; None: all.
         key, base_key: public keys of the signers of the derived model and of the base.
@@ -47,10 +48,11 @@ class How:
     choices: Sequence[str] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     format: str = "prompt-completion"
+    type: str = "auto"
+    labels: str | None = None
     metrics: Sequence[str] = ()
     rows: int | None = None
     max_new_tokens: int = 64
-    confidence: float = 0.95
     key: Path | None = None
     base_key: Path | None = None
     unverified: bool = False
@@ -146,25 +148,32 @@ def read_on(on: str, store: Store, how: How) -> tuple[pa.Table, dict[str, Any]]:
 
     if how.format not in FORMATS:
         raise UsageError(f"no format is named `{how.format}`{did_you_mean(how.format, FORMATS)}")
+    if how.type not in (types := ("auto", *KINDS)):
+        raise UsageError(f"no type of file is named `{how.type}`{did_you_mean(how.type, types)}")
     if on.startswith("run:"):
         name, _, stage = on.removeprefix("run:").partition("/")
         if stage not in ("", "prepare"):
             raise UsageError(f"{on}: the rows of a run are those of its stage prepare; expected run:{name}/prepare")
         if how.columns:
             raise UsageError(f"{on}: the rows of a run have their columns already. Received: {dict(how.columns)}")
+        if how.labels is not None or how.type != "auto":
+            raise UsageError(f"{on}: the rows of a run are read already; --labels and --type are for a file of rows")
         resolved = resolve(f"run:{name}/prepare", None, store)
         table = pq.read_table(fetch(resolved, store) / "test.parquet")
         form = next(form for form, columns in FORMATS.items() if set(columns) <= set(table.column_names))
         split, digest = "test", resolved.identity
     else:
         # The reader of every source; nothing is made of these rows that a license could bind.
-        asked = {"path": on, "license": "LicenseRef-not-asked", "format": how.format, "columns": dict(how.columns)}
-        source = Source.model_validate(asked)
+        source = Source.model_validate({
+            "path": on, "license": "LicenseRef-not-asked", "format": how.format, "columns": dict(how.columns),
+            "type": how.type, "labels": how.labels,
+        })  # fmt: skip
         check_sources([source])
-        resolved = resolve(on, None, store)
-        found = read_rows(source, fetch(resolved, store), resolved.identity, resolved.uri, Ledger("rows"))
-        table, form = pa.Table.from_pylist(list(found), schema(how.format)), how.format
-        split, digest = "rows", resolved.identity
+        files = [resolve(name, None, store) for name in (on, how.labels) if name is not None]
+        path, *labels = (fetch(file, store) for file in files)
+        resolved, digest = files[0], source_digest([file.identity for file in files])
+        found = read_rows(source, path, digest, resolved.uri, Ledger("rows"), labels=labels[0] if labels else None)
+        table, form, split = pa.Table.from_pylist(list(found), schema(how.format)), how.format, "rows"
     table = table.sort_by("row_id")
     if how.rows is not None:
         table = table.slice(0, how.rows)  # ids are digests: the first of them are a draw
@@ -175,8 +184,12 @@ def asking(how: How, about: Mapping[str, Any], rows: pa.Table, models: Mapping[s
     """How both are asked.
 
     Raises:
-        UsageError: packages that record other choices, or references that are none of the choices.
+        UsageError: packages that record other choices, references that are none of the answers, or what means nothing to the task.
     """
+    given = {"choices": bool(how.choices), "max_new_tokens": how.max_new_tokens != How.max_new_tokens}
+    for name in (name for name, said in given.items() if said and f"evaluate.{name}" in task.ignored):
+        option, value = "--" + name.replace("_", "-"), getattr(how, name)
+        raise UsageError(f"{option}: means nothing to {task.name}; leave it out. Received: {value}")
     recorded = {name: opened.choices for name, opened in models.items() if opened.choices}
     choices = list(how.choices) or next(iter(recorded.values()), [])
     if about["format"] == "text":
@@ -190,15 +203,14 @@ def asking(how: How, about: Mapping[str, Any], rows: pa.Table, models: Mapping[s
     if unknown := next((name for name in how.metrics if name not in task.metrics), None):
         raise UsageError(f"{task.name} has no metric `{unknown}`{did_you_mean(unknown, task.metrics)}")
     metrics = {"metrics": list(how.metrics)} if how.metrics else {}  # else those of a recipe that names none
-    part = Evaluate.model_validate(
-        {"choices": choices, "max_new_tokens": how.max_new_tokens, "confidence": how.confidence, **metrics}
-    )
+    part = Evaluate.model_validate({"choices": choices, "max_new_tokens": how.max_new_tokens, **metrics})
     labels, theirs = (task.labels(part, models[name].start.fitted) for name in ("derived", "base"))
     if sorted(labels) != sorted(theirs):
         raise UsageError(f"the two models give other answers: {labels} and {theirs}; nothing is compared")
     if labels and (odd := sorted(set(task.answers(rows)) - set(labels))):
+        known = "choices" if part.choices else "labels of the models"
         raise UsageError(
-            f"{about['uri']}: references {odd[:3]} (of {len(odd)}) are none of the choices. Received: {labels}"
+            f"{about['uri']}: references {odd[:3]} (of {len(odd)}) are none of the {known}. Expected: {labels[:20]}"
         )
     return part
 

@@ -7,11 +7,10 @@ name. Each nested part is owned by the stage that reads it; every field is read 
 from __future__ import annotations
 
 import copy
-import itertools
 import json
-import random
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -258,13 +257,25 @@ class Tune(Part):
         """Dotted path → the values to try, in the recipe's order."""
         return self.model_extra or {}
 
+    @property
+    def size(self) -> int:
+        """How many combinations there are."""
+        return math.prod(map(len, self.values.values()))
+
     def settings(self) -> list[dict[str, Any]]:
         """Every setting to try: combinations in the order of the recipe, the last key changing first."""
-        every = [dict(zip(self.values, row, strict=True)) for row in itertools.product(*self.values.values())]
-        if self.trials is None:
-            return every
-        chosen = sorted(random.Random(self.seed).sample(range(len(every)), self.trials))
-        return [every[i] for i in chosen]
+        numbers: Iterable[int] = range(self.size)
+        if self.trials is not None:
+            numbers = searching.draw(self.size, self.trials, self.seed)
+        return [self._setting(number) for number in numbers]
+
+    def _setting(self, number: int) -> dict[str, Any]:
+        """One combination of all, by its number: its digits are the places of the values."""
+        places = []
+        for values in reversed(self.values.values()):
+            number, place = divmod(number, len(values))
+            places.append(values[place])
+        return dict(zip(self.values, reversed(places), strict=True))
 
 
 class Compress(Part):
@@ -392,8 +403,11 @@ def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
     return "\n".join(lines)
 
 
-def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from YAML text.
+Override = str | Mapping[str, Any]  # `train.epochs=2`, or {"train.epochs": 2}
+
+
+def parse(text: str, file: str = "recipe", overrides: Sequence[Override] = ()) -> Recipe:
+    """A recipe from YAML text, checked with the overrides set.
 
     Raises:
         UsageError: with file, line, key and nearest valid name, one line for each thing that is wrong.
@@ -412,12 +426,8 @@ def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Rec
     return _checked(value, file, node, overrides)
 
 
-def from_value(value: Mapping[str, Any] | Recipe, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
-    """A recipe from a mapping (or another recipe), as `parse` reads it from text.
-
-    Args:
-        overrides: texts such as `train.epochs=2`, or mappings such as `{"train.epochs": 2}`.
-    """
+def from_value(value: Mapping[str, Any] | Recipe, overrides: Sequence[Override] = ()) -> Recipe:
+    """A recipe from a mapping (or another recipe), as `parse` reads it from text."""
     if isinstance(value, Recipe):
         if not overrides:
             return value
@@ -425,7 +435,7 @@ def from_value(value: Mapping[str, Any] | Recipe, overrides: Sequence[str | Mapp
     return _checked(copy.deepcopy(dict(value)) if isinstance(value, Mapping) else value, "recipe", None, overrides)
 
 
-def _checked(value: Any, file: str, node: yaml.Node | None, overrides: Sequence[str | Mapping[str, Any]]) -> Recipe:
+def _checked(value: Any, file: str, node: yaml.Node | None, overrides: Sequence[Override]) -> Recipe:
     if not isinstance(value, dict):
         raise UsageError(f"{file}: a recipe is a mapping of keys to values. Received: {type(value).__name__}")
     given = []
@@ -480,7 +490,7 @@ def _set(recipe: dict[str, Any], path: str, value: Any, text: str) -> str:
     return text
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: str | Path, overrides: Sequence[Override] = ()) -> Recipe:
     """A recipe from a file, with overrides such as `train.epochs=2`."""
     path = Path(path)
     try:

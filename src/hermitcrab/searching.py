@@ -5,6 +5,8 @@ A part of `recipe` that knows the whole recipe, so it imports it when it is aske
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,10 +92,9 @@ def check(recipe: Recipe, tune: Tune) -> None:
     """
     if not tune.values:
         raise wrong(("tune",), "tune names no key to search over; expected such as train.learning_rate: [1e-4, 5e-4]")
-    known, size = searchable(), 1
+    known, size = searchable(), tune.size
     for path, values in tune.values.items():
         _check_values(path, values, known[path])
-        size *= len(values)
     if tune.metric == "loss" and (moved := [path for path in tune.values if path in LOSS]):
         raise wrong(("tune", moved[0]), f"tune.{moved[0]} changes what is counted as loss, so losses cannot be compared; "
                     "set tune.metric to a metric of answers")  # fmt: skip
@@ -105,6 +106,17 @@ def check(recipe: Recipe, tune: Tune) -> None:
         raise wrong(("tune",), f"tune has {size:,} settings; set tune.trials to say how many of them are tried")
     for settings in tune.settings():
         recipe.with_settings(settings)
+
+
+def draw(size: int, count: int, seed: int) -> list[int]:
+    """`count` different numbers below `size`, in their order; the numbers are drawn, and no list of all of them is made."""
+    source = random.Random(seed)
+    if size <= sys.maxsize:
+        return sorted(source.sample(range(size), count))
+    drawn = set[int]()  # a range of so many has no length
+    while len(drawn) < count:
+        drawn.add(source.randrange(size))
+    return sorted(drawn)
 
 
 def _check_values(path: str, values: Sequence[Any], kind: Any) -> None:

@@ -237,6 +237,17 @@ def test_what_cannot_be_right_is_one_sentence(here, capsys, overrides, status, s
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [("[1e-4, 5e-3]", "none failed, and none has a figure of it"), ("[1e-4, 1e30]", "the first that failed: ")],
+)
+def test_a_search_without_any_figure_says_why(here, capsys, monkeypatch, rates, said):
+    monkeypatch.setattr("hermitcrab.stages.tune.kept_loss", lambda told, best: None)
+    status, _, err = crab("run", "small.yaml", f"tune.train.learning_rate={rates}", capsys=capsys)
+    assert status == 1
+    assert f"none of 2 trials gave a loss on 12 validation rows; {said}" in err
+
+
 @given(
     lists(one_of(none(), sampled_from([0.25, 0.5, 0.75])), max_size=6), sampled_from(["loss", "accuracy", "perplexity"])
 )

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from hermitcrab.digest import digest_json
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -31,6 +33,11 @@ GROUP = 8192  # rows in a row group
 def row_id(source_digest: str, position: int) -> str:
     """The name of a row: of the bytes that it came from, not of where they lay."""
     return hashlib.sha256(f"{source_digest}:{position}".encode()).hexdigest()[:16]
+
+
+def source_digest(files: Sequence[str]) -> str:
+    """What names the rows of a source: the digest of its file, or of all its files (of images and labels, both)."""
+    return files[0] if len(files) == 1 else digest_json(list(files))
 
 
 def schema(format: str) -> pa.Schema:

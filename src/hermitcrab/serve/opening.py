@@ -16,12 +16,13 @@ from hermitcrab.lineage.bundle import NAME as SIGNATURE
 from hermitcrab.lineage.bundle import read_bundle
 from hermitcrab.lineage.verify import verify
 from hermitcrab.models.base import describe
+from hermitcrab.models.formats import open_weights
 from hermitcrab.models.tokenizer import read_json_file
 from hermitcrab.progress import say, warn
 from hermitcrab.recipe import Base, Train
 from hermitcrab.references import Resolved, fetch, resolve
 from hermitcrab.store import Store
-from hermitcrab.tasks import TASKS, Start, load_task
+from hermitcrab.tasks import TASKS, Start, load_task, task_that_opens
 from hermitcrab.tasks.encoding import Encoder, load_encoder
 
 RECORD = "hermitcrab.json"
@@ -132,9 +133,16 @@ def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool, bare
         say(f"{what}: is no package; nothing vouches for it but the digest that is told")
     else:
         warn(f"{what}: is no package; nothing vouches for it, and it is used because of --unverified")
-    base = describe(path, resolved, Base(path=what, license="LicenseRef-not-asked"))  # nothing is made of it here
-    encoder = load_encoder(base, path, "auto")
-    return Opened(base["name"], "text-generation", Start(base, path), Train(), encoder, [], False, 0, None)
+    found = task_that_opens(path)
+    if found is None:
+        open_weights(path)  # says what is wrong where there are none
+        wanted = "; ".join(f"{name}: {load_task(name).opens_from}" for name in TASKS)
+        raise HermitcrabError(f"{path}: holds weights, but no model of a task. Expected, of {wanted}")
+    task, fitted = found
+    part = Base(path=what, license="LicenseRef-not-asked")  # nothing is made of it here
+    base = describe(path, resolved, part, task.reads_text)
+    encoder = load_encoder(base, path, "auto") if task.reads_text else None
+    return Opened(base["name"], task.name, Start(base, path, None, fitted), Train(), encoder, [], False, 0, None)
 
 
 def _check(path: Path, key: Path | None, unverified: bool) -> str | None:

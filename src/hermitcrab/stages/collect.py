@@ -10,8 +10,8 @@ from typing import Any, Literal
 from hermitcrab.data.files import kind_of
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.rows import check_sources, read_rows
-from hermitcrab.data.tables import SPLITS, TableWriter, schema
-from hermitcrab.digest import digest_file, digest_json
+from hermitcrab.data.tables import SPLITS, TableWriter, schema, source_digest
+from hermitcrab.digest import digest_file
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Base, Part, Recipe, Source
@@ -72,8 +72,7 @@ def _collect_split(job: Job, split: str, sources: list[Source], ledger: Ledger) 
         for source in sources:
             abouts, counts = _about(job, split, source), Ledger("rows")
             path, uri = job.places[source.path], abouts[0]["uri"]
-            # A row is named by the bytes that it came from: of images and labels, by both.
-            digest = abouts[0]["sha256"] if len(abouts) == 1 else digest_json([about["sha256"] for about in abouts])
+            digest = source_digest([about["sha256"] for about in abouts])
             labels = job.places[source.labels] if source.labels else None
             for row in read_rows(source, path, digest, uri, counts, job.part.on_error, labels):
                 if row["row_id"] in taken:

@@ -123,8 +123,11 @@ class Search:
             self.job.draft.mark()
         best = best_of(trials, self.tune.metric)
         if best is None:
+            why = "none failed, and none has a figure of it"
+            if self.failed:
+                why = f"the first that failed: {self.failed[0]}"
             raise HermitcrabError(
-                f"tune: none of {len(trials)} trials gave a {self.tune.metric}; the first: {self.failed[0]}"
+                f"tune: none of {len(trials)} trials gave a {self.tune.metric} on {self.rows:,} validation rows; {why}"
             )
         trials[best]["chosen"] = True
         say(f"tune: chosen {words(trials[best]['settings'])}, {self.tune.metric} {trials[best]['value']:.4f} on "
@@ -164,9 +167,7 @@ class Search:
         return entry | {name: found[name] for name in ("version", "value", "low", "high", "n", "prompt_digest")}
 
     def ledger(self) -> dict[str, Any]:
-        ledger, size = Ledger("trials"), 1
-        for values in self.tune.values.values():
-            size *= len(values)
+        ledger, size = Ledger("trials"), self.tune.size
         tried = len(self.tune.settings())
         ledger.take(size)
         ledger.keep(tried - len(self.failed))

@@ -87,6 +87,8 @@ class Task(Protocol):
     """Of the rows that it takes, as `data.tables.FORMATS` names them."""
     reads_text: ClassVar[bool]
     """Its models have a tokenizer."""
+    opens_from: ClassVar[str]
+    """What `opens` looks for, in words."""
     ignored: ClassVar[tuple[str, ...]]
     """Keys of a recipe that mean nothing to it: set, they are refused."""
     baselines: ClassVar[tuple[str, ...]]
@@ -121,6 +123,12 @@ class Task(Protocol):
     @classmethod
     def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
         """Refuse (HermitcrabError) what `fit` could not have made: a record may be a stranger's."""
+        ...
+
+    @classmethod
+    def opens(cls, path: Path) -> dict[str, Any] | None:
+        """What was `fitted`, of a model of this task that is no package; None where `path` holds none. Only its small files are
+        read (HermitcrabError: one of them says what this task does not do)."""
         ...
 
     @classmethod
@@ -252,6 +260,15 @@ def load_task(name: str) -> Any:
         raise UsageError(f"no task is named `{name}`{did_you_mean(name, TASKS)}")
     module, _, attribute = TASKS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def task_that_opens(path: Path) -> tuple[Any, dict[str, Any]] | None:
+    """The class of the first task whose model lies at `path`, and what was fitted."""
+    for name in TASKS:
+        task = load_task(name)
+        if (fitted := task.opens(path)) is not None:
+            return task, fitted
+    return None
 
 
 def make_task(name: str, start: Start, train: Train) -> Task:

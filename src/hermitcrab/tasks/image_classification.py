@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 
 PROBES = 64
 FEWEST_LABELS = 2
+PREPARED = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "do_center_crop": False,
+}  # as `save` means it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,10 @@ class ImageClassification:
     name = "image-classification"
     formats = ("image-label",)
     reads_text = False
+    opens_from = (
+        "config.json with id2label and num_channels, and preprocessor_config.json with image_mean, image_std and a size of "
+        "height and width"
+    )
     ignored = (
         "report.show_text", "train.sequence_length", "train.truncate", "train.template", "train.attention", "train.lora",
         "evaluate.choices", "evaluate.few_shot", "evaluate.calibrate", "evaluate.max_new_tokens", "evaluate.sequence_length",
@@ -141,6 +151,33 @@ class ImageClassification:
         )  # fmt: skip
         if not sound:
             raise HermitcrabError(f"{where}: `fitted` is not what {cls.name} fits: labels, image, mean and std")
+
+    @classmethod
+    def opens(cls, path: Path) -> dict[str, Any] | None:
+        """What `save` left; of another library's model, where images are prepared as they are here but for mean, spread and size."""
+        files = [path / "config.json", path / "preprocessor_config.json"]
+        config, prepared = (read_json_file(file) if file.is_file() else {} for file in files)
+        if not isinstance(config, dict) or not isinstance(prepared, dict):
+            return None
+        names, size = config.get("id2label"), prepared.get("size")
+        if not isinstance(names, dict) or not isinstance(size, dict) or "num_channels" not in config:
+            return None
+        if not size.keys() >= {"height", "width"} or not prepared.keys() >= {"image_mean", "image_std"}:
+            return None
+        for key, wanted in PREPARED.items():
+            if prepared.get(key, wanted) != wanted:
+                raise HermitcrabError(f"{files[1]}: {key}: expected {wanted}, as images are prepared here. "
+                                      f"Received: {prepared[key]!r}")  # fmt: skip
+        mean, std = (
+            [float(x) if type(x) is int else x for x in v] if isinstance(v, list) else v
+            for v in (prepared["image_mean"], prepared["image_std"])
+        )
+        fitted = {
+            "labels": [names.get(str(i)) for i in range(len(names))],
+            "image": [size["height"], size["width"], config["num_channels"]], "mean": mean, "std": std,
+        }  # fmt: skip
+        cls.check_fitted(fitted, f"{files[0]} and {files[1].name}")
+        return fitted
 
     @classmethod
     def read_inputs(cls, words: Sequence[str], column: str) -> list[tuple[str, bytes]]:

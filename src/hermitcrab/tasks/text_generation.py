@@ -21,6 +21,7 @@ import numpy as np
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.packing import IGNORE, Document, Packed, pack
 from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.models.formats import is_gguf
 from hermitcrab.models.load import init_model, load_model, quiet, save_tokenizer
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Recipe, Train
@@ -100,6 +101,7 @@ class TextGeneration:
     name = "text-generation"
     formats = ("prompt-completion", "messages", "text")
     reads_text = True
+    opens_from = "a tokenizer.json beside the weights, or a GGUF file"
     ignored = ()
     baselines = ("majority", "tfidf-logreg")
     compresses = ("gguf",)
@@ -159,6 +161,12 @@ class TextGeneration:
     @classmethod
     def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
         pass
+
+    @classmethod
+    def opens(cls, path: Path) -> dict[str, Any] | None:
+        if path.is_dir():
+            return {} if (path / "tokenizer.json").exists() or any(path.glob("*.gguf")) else None
+        return {} if is_gguf(path) else None
 
     @classmethod
     def read_inputs(cls, words: Sequence[str], column: str) -> list[str]:

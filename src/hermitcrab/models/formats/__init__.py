@@ -7,7 +7,7 @@ from pathlib import Path
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.models.formats.weights import TensorInfo, Weights
 
-__all__ = ["PICKLES", "TensorInfo", "Weights", "open_weights", "weight_file"]
+__all__ = ["PICKLES", "TensorInfo", "Weights", "is_gguf", "open_weights", "weight_file"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -56,9 +56,14 @@ def open_weights(path: Path) -> Weights:
         from hermitcrab.models.formats import pickle
 
         return pickle.read_file(file)
-    if file.suffix == ".gguf" or _begins(file) == b"GGUF":
+    if is_gguf(file):
         return gguf.read_file(file)
     raise HermitcrabError(f"{file}: is no weight file that hermitcrab reads; expected .safetensors, .gguf or a folder")
+
+
+def is_gguf(file: Path) -> bool:
+    """By its ending, or by its first bytes."""
+    return file.suffix == ".gguf" or _begins(file) == b"GGUF"
 
 
 def _begins(file: Path) -> bytes:
