@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,10 @@ def by_hand(images: np.ndarray, labels: np.ndarray, epochs: int, clock: Clock, m
 
 
 def lightning(
-    images: np.ndarray, labels: np.ndarray, epochs: int, clock: Clock, mean: float, std: float, fused: bool = True
+    images: np.ndarray, labels: np.ndarray, epochs: int, clock: Clock, mean: float, std: float, bare: bool = True
 ) -> float:
-    """Lightning's Trainer with a TensorDataset and no logger, bar, checkpoint or summary; with fused Adam at its best."""
+    """Lightning's Trainer with a TensorDataset: at its best, with fused Adam and no logger, bar, checkpoint or summary; or as it
+    comes, which logs, keeps checkpoints and shows a bar, as we do."""
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -105,11 +107,13 @@ def lightning(
 
         def training_step(self, batch: Any, number: int) -> torch.Tensor:
             loss = F.cross_entropy(self.net(batch[0]), batch[1])
+            if not bare:
+                self.log("loss", loss, prog_bar=True)
             self.total += loss.item() * len(batch[1])
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.parameters(), RATE, fused=fused)
+            return torch.optim.Adam(self.parameters(), RATE, fused=bare)
 
         def on_train_epoch_start(self) -> None:
             self.total = 0.0
@@ -119,16 +123,17 @@ def lightning(
 
     model = Net()
     data = TensorDataset(scaled(images, mean, std), torch.from_numpy(labels).long())
-    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
-    trainer.fit(model, DataLoader(data, BATCH, shuffle=True))
+    less = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_epochs=epochs, accelerator="cpu", devices=1, default_root_dir=folder, **(less if bare else {})
+        )
+        trainer.fit(model, DataLoader(data, BATCH, shuffle=True))
     return model.total / len(images)
 
 
 def ours(work: Path, epochs: int, clock: Clock) -> float:
     """The session and the loop of the train stage, with log, TensorBoard, checkpoints and progress as they are."""
-    import tempfile
-
     from _ours import Watched
 
     from hermitcrab.models import architectures
@@ -165,7 +170,7 @@ def main(job: dict[str, Any]) -> None:
     else:
         images, labels = np.load(work / "images.npy"), np.load(work / "labels.npy")
         styles = {
-            "naive": naive, "by hand": by_hand, "lightning": lightning, "lightning, plain Adam": partial(lightning, fused=False),
+            "naive": naive, "by hand": by_hand, "lightning": lightning, "lightning, as it comes": partial(lightning, bare=False),
         }  # fmt: skip
         style = styles[job["style"]]
         loss = style(images, labels, epochs + 1, clock, job["mean"], job["std"])

@@ -138,7 +138,7 @@ def shortage(needs: dict[str, dict[str, float]], store: Path) -> str | None:
     if worst and needs[worst]["memory"] > memory:
         return (
             f"{worst} needs about {needs[worst]['memory'] / 2**30:.1f} GiB of memory and {memory / 2**30:.1f} GiB are available; "
-            "lower train.batch_size or train.sequence_length, use method: lora, or take a smaller base"
+            "lower train.batch_size (and, of texts, train.sequence_length), train adapters (method: lora) or take a smaller model"
         )
     disk, free = sum(n["disk"] for n in needs.values()), shutil.disk_usage(store).free
     if disk > free:

@@ -52,6 +52,8 @@ def references(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
             raise UsageError(f"base.path is `scratch`, which needs {' and '.join(f'base.{key}' for key in wanted)}")
         if base.tokenizer is not None and not reads_text:
             raise UsageError(f"base.tokenizer: {recipe.task} reads no text. Received: {base.tokenizer}")
+        if base.sha256 is not None and base.tokenizer is None:
+            raise UsageError(f"base.sha256: there is no file that could have it. Received: {base.sha256}")
         yield "scratch", None
         if base.tokenizer is not None:
             yield base.tokenizer, base.sha256

@@ -35,7 +35,7 @@ def test_images_and_labels_go_in_step(pair):
     records = read(images, labels)
     assert [r.cells["label"] for r in records] == [str(label) for label in wanted]
     assert all(
-        np.array_equal(decode(r.cells["image"], r.where)[:, :, 0], p) for r, p in zip(records, pixels, strict=True)
+        np.array_equal(decode(r.cells["image"], r.where)[0][:, :, 0], p) for r, p in zip(records, pixels, strict=True)
     )
     assert [name for name, _ in read_images(images, "x")] == [f"x: image {n}" for n in range(1, 10)]
 
@@ -97,4 +97,4 @@ def test_fashion_mnist_is_read_whole(shared_data):
     records = read(folder / "t10k-images-idx3-ubyte.gz", folder / "t10k-labels-idx1-ubyte.gz")
     labels = [r.cells["label"] for r in records]
     assert {label: labels.count(label) for label in set(labels)} == {str(n): 1000 for n in range(10)}
-    assert decode(records[0].cells["image"], "first").shape == (28, 28, 1)
+    assert decode(records[0].cells["image"], "first")[0].shape == (28, 28, 1)

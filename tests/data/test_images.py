@@ -22,7 +22,7 @@ SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3
 @given(SHAPES.flatmap(lambda shape: arrays(np.uint8, shape)))
 def test_any_pixels_come_back_from_a_png_by_another_reader(pixels):
     data = encode_png(pixels.tobytes(), *pixels.shape)
-    assert np.array_equal(decode(data, "row"), pixels)
+    assert np.array_equal(decode(data, "row")[0], pixels)
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         assert image.size == pixels.shape[1::-1]
@@ -30,15 +30,17 @@ def test_any_pixels_come_back_from_a_png_by_another_reader(pixels):
 
 def test_an_image_of_several_stored_blocks_comes_back():
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
-    assert np.array_equal(decode(encode_png(pixels.tobytes(), 300, 400, 3), "row"), pixels)
+    assert np.array_equal(decode(encode_png(pixels.tobytes(), 300, 400, 3), "row")[0], pixels)
 
 
 def test_other_formats_are_read_and_brought_to_the_channels_asked_for():
     pixels = np.full((4, 5, 3), (200, 10, 10), np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
-    assert decode(out.getvalue(), "row").shape == (4, 5, 3)
-    grey = decode(out.getvalue(), "row", 1)
+    plain, told = decode(out.getvalue(), "row")
+    assert (plain.shape, told) == ((4, 5, 3), [])
+    grey, told = decode(out.getvalue(), "row", 1)
+    assert told == ["color to grey"]
     assert grey.shape == (4, 5, 1)
     assert 60 < grey[0, 0, 0] < 70  # ITU-R 601: .299 R + .587 G + .114 B
 
@@ -74,3 +76,19 @@ def test_another_size_is_interpolated():
     assert small.shape == (8, 8, 1)
     assert np.all(np.diff(small[0, :, 0].astype(int)) > 0)
     assert resized(ramp, 16, 16) is ramp
+
+
+def test_transparency_is_told_and_sixteen_bits_are_refused():
+    clear, deep = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.zeros((2, 2, 4), np.uint8)).save(clear, "PNG")
+    Image.fromarray(np.full((2, 2), 40_000, np.uint16)).save(deep, "PNG")
+    assert decode(clear.getvalue(), "row", 1)[1] == ["transparency dropped", "color to grey"]
+    with pytest.raises(HermitcrabError, match=r"row: has more than 8 bits a channel"):
+        decode(deep.getvalue(), "row")
+
+
+@pytest.mark.parametrize("order", [[1, 3], [3, 1]])
+def test_grey_among_colored_images_is_refused_whichever_comes_first(order):
+    images = [encode_png(bytes(4 * n), 2, 2, n) for n in order]
+    with pytest.raises(HermitcrabError, match=rf"row b: the image has height, width and channels \(2, 2, {order[1]}\)"):
+        stack(images, ["row a", "row b"])

@@ -23,6 +23,7 @@ from hermitcrab.tasks import Start, check_recipe
 from hermitcrab.tasks.image_classification import ImageClassification
 
 NAMES = ["zebra", "ant", "寄居蟹"]
+SCRATCH = {"kind": "scratch"}
 
 
 def rows(count: int, seed: int = 0) -> pa.Table:
@@ -39,12 +40,12 @@ def rows(count: int, seed: int = 0) -> pa.Table:
 def task(**settings: Any) -> ImageClassification:
     config = architectures.complete({"model_type": "mlp", "hidden_sizes": [12]}, "here")
     base = {"kind": "scratch", "model_type": "mlp", "configuration": config, "files": []}
-    start = Start(base, Path(), 3, ImageClassification.fit(rows(30)))
+    start = Start(base, Path(), 3, ImageClassification.fit(rows(30), SCRATCH, Path()))
     return ImageClassification(start, Train(method="full", **settings))
 
 
 def test_what_is_fitted_is_of_the_training_rows():
-    fitted = ImageClassification.fit(rows(30))
+    fitted = ImageClassification.fit(rows(30), SCRATCH, Path())
     pixels, _ = stripes(30, 0)
     assert fitted["labels"] == sorted(NAMES)
     assert fitted["image"] == [8, 8, 1]
@@ -61,7 +62,7 @@ def test_what_is_fitted_is_of_the_training_rows():
 
 def test_a_channel_that_never_varies_is_only_shifted():
     flat = rows(6).set_column(3, "image", [[encode_png(bytes([7] * 64), 8, 8)] * 6])
-    assert ImageClassification.fit(flat)["std"] == [1.0]
+    assert ImageClassification.fit(flat, SCRATCH, Path())["std"] == [1.0]
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "mse"])
@@ -129,7 +130,7 @@ def test_a_reference_that_the_model_never_saw_is_refused_before_and_after_traini
     ids=str,
 )  # fmt: skip
 def test_a_strangers_record_cannot_say_what_fitting_could_not(change):
-    fitted = ImageClassification.fit(rows(9))
+    fitted = ImageClassification.fit(rows(9), SCRATCH, Path())
     with pytest.raises(HermitcrabError, match="`fitted` is not what image-classification fits"):
         ImageClassification.check_fitted({**fitted, **change}, "hermitcrab.json")
 

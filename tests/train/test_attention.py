@@ -34,3 +34,17 @@ def test_kernel_is_its_formula_bit_for_bit(precision):
         found.append([out, q.grad, k.grad, v.grad])
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b.to(a.dtype))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_without_a_mask_only_a_causal_module_is_causal(causal):
+    """Encoders hand no mask over where nothing is hidden (ViT); decoders where the hiding is plain."""
+    from types import SimpleNamespace
+
+    from hermitcrab.train.attention import _matmul_for_transformers
+
+    q, k, v = (torch.randn(2, 3, 5, 4) for _ in range(3))
+    module = SimpleNamespace(is_causal=causal, training=False)
+    ours, _ = _matmul_for_transformers(module, q, k, v, None)
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    torch.testing.assert_close(ours, theirs.transpose(1, 2))

@@ -113,6 +113,19 @@ def test_k_steps_and_a_kill_and_a_resume_are_n_steps_bit_for_bit(tmp_path, tiny,
     assert read_log(tmp_path / "b" / "log.jsonl") == log
 
 
+def test_a_line_of_the_log_is_the_mean_of_the_steps_since_the_last_one(tmp_path, tiny, rows, monkeypatch):
+    fit(open_session(tmp_path / "each", tiny, rows, steps=11, batch_size=1))
+    monkeypatch.setattr("hermitcrab.train.loop.LOGGED", 4)
+    _, made = fit(open_session(tmp_path / "few", tiny, rows, steps=11, batch_size=1))
+    assert made.log_every == 3
+    each, few = read_log(tmp_path / "each" / "log.jsonl"), read_log(tmp_path / "few" / "log.jsonl")
+    assert [line["step"] for line in few] == [3, 6, 9, 11]
+    for line, start in zip(few, (0, 3, 6, 9), strict=True):
+        steps = each[start : line["step"]]
+        assert line["labels"] == sum(s["labels"] for s in steps)
+        assert line["loss"] == pytest.approx(sum(s["loss"] * s["labels"] for s in steps) / line["labels"])
+
+
 def test_a_frozen_plan_is_read_again_not_probed_again(tmp_path, tiny, rows):
     session = open_session(tmp_path, tiny, rows, precision="auto", attention="auto", steps=2)
     first, _ = session.plan(1)

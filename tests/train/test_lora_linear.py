@@ -72,3 +72,14 @@ def test_every_other_case_is_pefts():
     merged = layer(LoraLinear, torch.float32)
     merged.merge()
     torch.testing.assert_close(merged(x), layer(PeftLinear, torch.float32)(x), rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_in_is_nothing_out():
+    """As an expert that no token chose."""
+    ours = layer(LoraLinear, torch.float32, False)
+    x = torch.zeros(0, 48, requires_grad=True)
+    y = ours(x)
+    assert y.shape == layer(PeftLinear, torch.float32, False)(x).shape
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == (0, 48)

@@ -41,11 +41,12 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def decode(data: bytes, where: str, channels: int | None = None) -> np.ndarray:
-    """The pixels of an image file, uint8 [H, W, C]; `channels`: 1 or 3 of them, else as the file has them.
+def decode(data: bytes, where: str, channels: int | None = None) -> tuple[np.ndarray, list[str]]:
+    """The pixels of an image file, uint8 [H, W, C], and in words what was changed of it; `channels`: 1 or 3 of them, else as the
+    file has them.
 
     Raises:
-        HermitcrabError: no image, a damaged one, or one that is too large.
+        HermitcrabError: no image, a damaged one, one that is too large, or of more than eight bits a channel.
     """
     import numpy as np
 
@@ -56,14 +57,20 @@ def decode(data: bytes, where: str, channels: int | None = None) -> np.ndarray:
                 raise HermitcrabError(
                     f"{where}: has {image.width:,} x {image.height:,} pixels; expected at most {LARGEST:,} of them"
                 )
-            grey = image.mode in ("1", "L", "LA", "I;16") if channels is None else channels == 1
+            if image.mode.startswith(("I", "F")):
+                raise HermitcrabError(f"{where}: has more than 8 bits a channel ({image.mode}); expected 8")
+            grey = image.mode in ("1", "L", "LA")
+            told = ["transparency dropped"] if "A" in image.mode or "transparency" in image.info else []
+            if channels is not None and grey != (channels == 1):
+                told.append("grey to color" if grey else "color to grey")
+                grey = channels == 1
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
     except HermitcrabError:
         raise
     except Exception as error:
         why = " ".join(str(error).split())[:160] or type(error).__name__
         raise HermitcrabError(f"{where}: is no image that can be read: {why}") from error
-    return pixels.reshape(*pixels.shape[:2], -1)
+    return pixels.reshape(*pixels.shape[:2], -1), told
 
 
 def resized(pixels_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -96,7 +103,7 @@ def stack(
 
     found = []
     for data, name in zip(images, names, strict=True):
-        pixels = decode(data, name, shape[2] if shape else None)
+        pixels, _ = decode(data, name)
         shape = shape or pixels.shape
         if pixels.shape != shape:
             raise HermitcrabError(

@@ -56,7 +56,7 @@ def _describe_model(path: Path, resolved: Resolved, part: Base, reads_text: bool
         if not path.is_dir():
             raise HermitcrabError(f"{path}: weights alone are no model; give the folder with config.json and tokenizer")
         config, kind = read_config(path), "safetensors"
-        beside = (*CONFIG_FILES, *(TOKENIZER_FILES if reads_text else ()))
+        beside = (*CONFIG_FILES, *(TOKENIZER_FILES if reads_text else ("preprocessor_config.json",)))
         names = _weight_names(path, weights, notes) + _present(path, beside)
     tokenizer = read_tokenizer(path) if reads_text else None
     if tokenizer:

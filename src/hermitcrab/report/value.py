@@ -119,8 +119,8 @@ def small_print(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("smallest effect", f"{shown}: {effect['assumes']}"))
     if seen := found["contamination"]:
         rows.append(
-            ("contamination", f"{seen['exact']:,} of {seen['n']:,} test rows stand in the training rows, "
-             f"{seen['ngram']:,} share a run of {seen['words']} words")
+            ("contamination", f"{seen['exact']:,} of {seen['n']:,} test rows stand in the training rows"
+             + ("" if seen["ngram"] is None else f", {seen['ngram']:,} share a run of {seen['words']} words"))
         )  # fmt: skip
     if noise := found["noise_floor"]:
         rows.append(

@@ -317,7 +317,7 @@ STAGE = Stage(
     "compress",
     ("collect", "prepare", "train", "evaluate"),
     ("stages/compress.py", "evaluate", "tasks", "models", "train/parity.py", "lineage/licenses.py",
-     "data/packing.py", "data/ledger.py", "digest.py"),
+     "data/images.py", "data/tables.py", "data/packing.py", "data/ledger.py", "digest.py"),
     slice_of,
     run,
 )  # fmt: skip

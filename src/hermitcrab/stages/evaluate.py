@@ -204,6 +204,8 @@ def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
     held = {n: point(t, first, asked.labels) for n, t in asked.validation.items()
             if n.startswith("base") and first and (first not in NEEDS_NLL or "nll" in t.column_names)}  # fmt: skip
     seen = contamination(*without_frame(*(asked.task.texts(asked.splits[split]) for split in ("train", "test"))))
+    if not asked.task.reads_text:
+        seen |= {"ngram": None, "words": None, "short": None}  # of digests, only equality means something
     opponent = part.against if part.against in asked.test else "base"
     comparison = compare(asked.test, held or None, metrics=part.metrics, labels=asked.labels, prompts=digests, base=opponent,
                          prompted=opponent == "base" and asked.task.reads_text, contamination=seen, noise=noise, **how)  # fmt: skip
@@ -254,7 +256,17 @@ def _alike(lists: list[list[str]]) -> int:
 STAGE = Stage(
     "evaluate",
     ("collect", "prepare", "train"),
-    ("stages/evaluate.py", "evaluate", "tasks", "models", "data/packing.py", "data/ledger.py", "digest.py"),
+    (
+        "stages/evaluate.py",
+        "evaluate",
+        "tasks",
+        "models",
+        "data/images.py",
+        "data/tables.py",
+        "data/packing.py",
+        "data/ledger.py",
+        "digest.py",
+    ),
     slice_of,
     run,
 )

@@ -148,7 +148,7 @@ def _copy(old: Path, new: Path, bar: Progress) -> str:
 STAGE = Stage(
     "package",
     inputs=("collect", "prepare", "tune", "train", "evaluate", "compress"),
-    code=("stages/package.py", "lineage/card.py", "lineage/bom.py", "lineage/licenses.py"),
+    code=("stages/package.py", "lineage/statements.py", "lineage/card.py", "lineage/bom.py", "lineage/licenses.py"),
     slice=slice_of,
     run=run,
 )

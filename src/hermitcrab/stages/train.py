@@ -115,7 +115,17 @@ def slice_of(recipe: Recipe) -> TrainSlice:
 STAGE = Stage(
     "train",
     ("collect", "prepare"),
-    ("stages/train.py", "train", "tasks", "models", "data/packing.py", "data/ledger.py", "digest.py"),
+    (
+        "stages/train.py",
+        "train",
+        "tasks",
+        "models",
+        "data/images.py",
+        "data/tables.py",
+        "data/packing.py",
+        "data/ledger.py",
+        "digest.py",
+    ),
     slice_of,
     run,
 )

@@ -218,8 +218,8 @@ def words(settings: Mapping[str, Any]) -> str:
 STAGE = Stage(
     "tune",
     ("collect", "prepare"),
-    ("stages/tune.py", "stages/validate.py", "stages/train.py", "evaluate", "train", "tasks", "models", "data/packing.py",
-     "data/ledger.py", "digest.py"),
+    ("stages/tune.py", "stages/validate.py", "stages/train.py", "evaluate", "train", "tasks", "models", "data/images.py",
+     "data/tables.py", "data/packing.py", "data/ledger.py", "digest.py"),
     slice_of,
     run,
 )  # fmt: skip

@@ -48,7 +48,17 @@ def run(job: Job) -> None:
 STAGE = Stage(
     "validate",
     ("collect", "prepare", "train"),
-    ("stages/validate.py", "evaluate", "tasks", "models", "data/packing.py", "data/ledger.py", "digest.py"),
+    (
+        "stages/validate.py",
+        "evaluate",
+        "tasks",
+        "models",
+        "data/images.py",
+        "data/tables.py",
+        "data/packing.py",
+        "data/ledger.py",
+        "digest.py",
+    ),
     slice_of,
     run,
 )

@@ -116,8 +116,8 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def fit(cls, rows: pa.Table) -> dict[str, Any]:
-        """What is learnt from training rows before any weight is: labels, sizes, means. JSON."""
+    def fit(cls, rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
+        """What is learnt from training rows before any weight is, or brought by the base at `path`: labels, sizes, means. JSON."""
         ...
 
     @classmethod

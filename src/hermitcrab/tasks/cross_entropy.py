@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 SLICE = 1 << 18  # float32 numbers in a slice: 1 MiB
+SLICE_ELSEWHERE = 1 << 27  # a GPU wants few launches; 512 MiB at a time bound its memory all the same (never run there)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -37,7 +38,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 
 def _slices(logits_NV: torch.Tensor, target_N: torch.Tensor) -> Any:
-    rows = max(1, SLICE // max(1, logits_NV.shape[1]))
+    numbers = SLICE if logits_NV.device.type == "cpu" else SLICE_ELSEWHERE
+    rows = max(1, numbers // max(1, logits_NV.shape[1]))
     for start in range(0, len(target_N), rows):
         part = slice(start, start + rows)
         yield part, target_N[part].unsqueeze(1)

@@ -25,6 +25,7 @@ from hermitcrab.data.packing import IGNORE
 from hermitcrab.data.tables import question
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.models.base import read_config
 from hermitcrab.models.load import init_model, load_model, quiet
 from hermitcrab.models.tokenizer import read_json_file
 from hermitcrab.progress import progress
@@ -76,7 +77,7 @@ class ImageClassification:
         "height and width"
     )
     ignored = (
-        "train.sequence_length", "train.truncate", "train.template", "train.attention", "train.lora",
+        "report.show_text", "train.sequence_length", "train.truncate", "train.template", "train.attention", "train.lora",
         "evaluate.choices", "evaluate.few_shot", "evaluate.calibrate", "evaluate.max_new_tokens", "evaluate.sequence_length",
     )  # fmt: skip
     baselines = ("majority", "logistic-regression")
@@ -111,8 +112,15 @@ class ImageClassification:
         raise UsageError(f"evaluate.few_shot: means nothing to {cls.name}")
 
     @classmethod
-    def fit(cls, rows: pa.Table) -> dict[str, Any]:
-        """Labels in alphabetical order; height, width, channels; mean and spread (of all pixels, as shares of 255) by channel."""
+    def fit(cls, rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Labels in alphabetical order; height, width, channels; mean and spread (of all pixels, as shares of 255) by channel.
+        A base brings its own, in its own order, and the rows must go with them.
+
+        Raises:
+            HermitcrabError: the base knows other labels, or images of another size.
+        """
+        if base["kind"] != "scratch":
+            return _fitted_of_base(rows, base, path)
         pixels_NHWC = _pixels(rows, None)
         total, squares = np.zeros(pixels_NHWC.shape[3]), np.zeros(pixels_NHWC.shape[3])
         for part in np.array_split(pixels_NHWC, max(1, len(pixels_NHWC) // 4096)):
@@ -181,7 +189,7 @@ class ImageClassification:
 
     @classmethod
     def deciding(cls, part: Evaluate, format: str) -> str | None:
-        return part.metrics[0]
+        return next((name for name in part.metrics if name in cls.metrics), None)
 
     @classmethod
     def texts(cls, rows: pa.Table) -> list[str]:
@@ -203,14 +211,22 @@ class ImageClassification:
         """Of an mlp on images of `row_bytes` pixels; of a model whose size is known, its parameters at 16 x 16 pixels a position."""
         config = {**(recipe.base.architecture or {}), **base.get("configuration", {})}
         pixels = max(1.0, rows["row_bytes"])
+        held = (
+            rows["train"] * pixels * (9 if "logistic-regression" in recipe.evaluate.baselines else 1)
+        )  # bytes, and twice float32
         if base.get("parameters"):
             tokens = max(1.0, pixels / 256)
             return Work(
-                base["parameters"], base["parameters"], tokens, tokens, tokens, 64 * pixels * recipe.train.batch_size
+                base["parameters"],
+                base["parameters"],
+                tokens,
+                tokens,
+                tokens,
+                held + 64 * pixels * recipe.train.batch_size,
             )
         sizes = [pixels, *config.get("hidden_sizes", [128, 64]), 10]
         parameters = float(sum(a * b for a, b in pairwise(sizes)))
-        return Work(parameters, parameters, 1, 1, 1, 16.0 * recipe.train.batch_size * sum(sizes))
+        return Work(parameters, parameters, 1, 1, 1, held + 16.0 * recipe.train.batch_size * sum(sizes))
 
     def __init__(self, start: Start, train: Train):
         self.start, self.part, self.fitted = start, train, start.fitted
@@ -380,21 +396,26 @@ class ImageClassification:
         return pa.table(table).replace_schema_metadata({"prompt_digest": self.asked(rows, part)})
 
     def answer(self, model: nn.Module, inputs: list[tuple[str, bytes]], part: Asking) -> list[dict[str, Any]]:
-        """The likeliest label of each image, its log-probability (nats) and those of all; `resized_from` is [height, width] of an
-        image that was of another size."""
+        """The likeliest label of each image, its log-probability (nats) and those of all; `changed` says what was done to an image
+        that was not as those that the model learnt from."""
         height, width, channels = self.fitted["image"]
-        decoded = [decode(data, name, channels) for name, data in inputs]
-        pixels_NHWC = np.stack([resized(pixels, height, width) for pixels in decoded])
-        log_p_NK = self.log_probabilities(model, pixels_NHWC, 64)
+        pixels, changed = [], []
+        for name, data in inputs:
+            found, told = decode(data, name, channels)
+            if found.shape[:2] != (height, width):
+                told = [*told, f"resized from {found.shape[0]} x {found.shape[1]}"]
+            pixels.append(resized(found, height, width))
+            changed.append(told)
+        log_p_NK = self.log_probabilities(model, np.stack(pixels), 64)
         return [
             {
                 "input": name,
                 "prediction": self.fitted["labels"][int(log_p_K.argmax())],
                 "score": float(log_p_K.max()),
                 "scores": dict(zip(self.fitted["labels"], log_p_K.tolist(), strict=True)),
-                "resized_from": None if pixels.shape[:2] == (height, width) else list(pixels.shape[:2]),
+                "changed": told,
             }
-            for (name, _), pixels, log_p_K in zip(inputs, decoded, log_p_NK, strict=True)
+            for (name, _), told, log_p_K in zip(inputs, changed, log_p_NK, strict=True)
         ]
 
     def log_probabilities(self, model: nn.Module, pixels_NHWC: np.ndarray, size: int) -> np.ndarray:
@@ -414,6 +435,33 @@ class ImageClassification:
 
 
 KIND = "IMAGE_CLASSIFICATION"
+
+
+def _fitted_of_base(rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What the folder of an image classifier says of its labels and of how it sees an image, if these rows go with it."""
+    config, processor = read_config(path), path / "preprocessor_config.json"
+    if not processor.is_file():
+        raise HermitcrabError(f"{base['name']}: has no preprocessor_config.json, so how it sees an image is not known")
+    seen = read_json_file(processor)
+    try:
+        labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+        size = seen["size"]
+        image = [size["height"], size["width"], config["num_channels"]]
+        fitted = {
+            "labels": labels, "image": image, "mean": list(map(float, seen["image_mean"])), "std": list(map(float, seen["image_std"])),
+        }  # fmt: skip
+        if not math.isclose(seen.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+            raise ValueError("rescale_factor")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HermitcrabError(f"{base['name']}: its labels or its preprocessing cannot be read: {error}") from error
+    ImageClassification.check_fitted(fitted, base["name"])
+    if set(labels) != (here := set(ImageClassification.answers(rows))):
+        raise HermitcrabError(
+            f"the base knows other labels than the training rows have: only it {sorted(set(labels) - here)[:5]}, only they "
+            f"{sorted(here - set(labels))[:5]}; rename them with `values`, or start from scratch"
+        )
+    _pixels(rows, image)  # of another size: told with the row
+    return fitted
 
 
 def _pixels(rows: pa.Table, shape: list[int] | None) -> np.ndarray:

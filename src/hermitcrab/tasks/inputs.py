@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hermitcrab.data.ledger import Ledger
@@ -58,7 +58,7 @@ def _file(name: str) -> Path:
     return path
 
 
-def images(words: Iterable[str]) -> list[tuple[str, bytes]]:
+def images(words: Sequence[str]) -> list[tuple[str, bytes]]:
     """The images that the words mean, each with its name: files, the images of a folder, `-` one on standard input, `@FILE` IDX.
 
     Raises:
@@ -83,4 +83,6 @@ def images(words: Iterable[str]) -> list[tuple[str, bytes]]:
             found += [(str(p), p.read_bytes()) for p in here]
         else:
             found.append((word, _file(word).read_bytes()))
+    if not found:
+        raise UsageError(f"{', '.join(words)}: holds no image")
     return found

@@ -155,7 +155,7 @@ class TextGeneration:
         return rows.take(turns[: part.few_shot])
 
     @classmethod
-    def fit(cls, rows: pa.Table) -> dict[str, Any]:
+    def fit(cls, rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
         return {}
 
     @classmethod

@@ -63,9 +63,13 @@ def _matmul_for_transformers(module: Any, query: torch.Tensor, key: torch.Tensor
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if attention_mask is None:
+    if (
+        attention_mask is None
+    ):  # transformers leaves it out where it is plainly causal, or where everything sees everything
         L, K = query.shape[2], key.shape[2]
-        attention_mask = torch.ones(L, K, dtype=torch.bool, device=query.device).tril(K - L)
+        attention_mask = torch.ones(L, K, dtype=torch.bool, device=query.device)
+        if getattr(module, "is_causal", False):
+            attention_mask = attention_mask.tril(K - L)
     out = matmul(query, key, value, attention_mask, scaling, dropout if module.training else 0.0)
     return out.transpose(1, 2).contiguous(), None
 

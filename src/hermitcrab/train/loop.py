@@ -129,7 +129,7 @@ class Fit:
         self.profiler = Profiler()
         self.device = next(model.parameters()).device
         self.learnable = [p for p in model.parameters() if p.requires_grad]
-        self.log_every = max(1, plan.steps // LOGGED)
+        self.log_every = max(1, -(-plan.steps // LOGGED))
         self.shown = 0.0
 
     def run(self, mark: Callable[[], None] = lambda: None) -> State:
@@ -247,7 +247,8 @@ class Fit:
         names = self.examples.row_ids(rows)
         return (
             f"step {step + 1}, micro-batch {number + 1}: {what}. Its rows are {', '.join(names[:20])}"
-            f"{f' and {len(names) - 20} more' if len(names) > 20 else ''}. Lower train.learning_rate, set train.clip_norm, "
+            f"{f' and {len(names) - 20} more' if len(names) > 20 else ''} (or those of the step before). "
+            "Lower train.learning_rate, set train.clip_norm, "
             "or look at these rows; the last checkpoint is kept"
         )
 
@@ -267,6 +268,11 @@ class Fit:
             loss_sum, count = loss_sum + float(loss.sum), count + loss.count
         loss_sum, total = self.ranks.sum(loss_sum, count)
         mean, state = loss_sum / max(1, total), self.state
+        if not math.isfinite(mean):
+            raise Diverged(
+                f"after step {state.step} the loss over the validation rows is {mean}. Lower train.learning_rate or set "
+                "train.clip_norm; the last checkpoint is kept"
+            )
         state.validation.append({"step": state.step, "loss": mean})
         if mean < state.best_loss:
             state.best_loss, state.best_step = mean, state.step

@@ -10,6 +10,7 @@ Shapes: M positions, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,24 +23,24 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, W_OI: torch.Tensor, bias: torch.Tensor | None, A_RI: torch.Tensor,
                 B_OR: torch.Tensor, scaling: float) -> torch.Tensor:  # fmt: skip
-        x_MI = x.reshape(-1, x.shape[-1])
+        x_MI = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         A, B = A_RI.to(x.dtype), (B_OR * scaling).to(x.dtype)
         h_MR = x_MI @ A.t()
         y_MO = F.linear(x_MI, W_OI, bias).addmm_(h_MR, B.t())
         ctx.save_for_backward(x_MI, h_MR, W_OI, A, B)
         ctx.scaling, ctx.dtypes = scaling, (A_RI.dtype, B_OR.dtype)
-        return y_MO.view(*x.shape[:-1], -1)
+        return y_MO.view(*x.shape[:-1], W_OI.shape[0])
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_MI, h_MR, W_OI, A, B = ctx.saved_tensors
-        dy_MO = dy.reshape(-1, dy.shape[-1])
+        dy_MO = dy.reshape(x_MI.shape[0], dy.shape[-1])
         dh_MR = dy_MO @ B
         dA = (dh_MR.t() @ x_MI).to(ctx.dtypes[0])
         dB = (dy_MO.t() @ h_MR).to(ctx.dtypes[1]).mul_(ctx.scaling)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (dy_MO @ W_OI).addmm_(dh_MR, A).view(*dy.shape[:-1], -1)
+            dx = (dy_MO @ W_OI).addmm_(dh_MR, A).view(*dy.shape[:-1], W_OI.shape[1])
         return dx, None, None, dA, dB, None
 
 
@@ -67,5 +68,7 @@ class LoraLinear(PeftLinear):
         if type(base) is not nn.Linear or base.weight.requires_grad or self.lora_B[name].bias is not None:
             return None
         device = x.device.type
+        if device == "meta":
+            return None
         working = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         return name if base.weight.dtype == working else None

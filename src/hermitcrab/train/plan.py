@@ -90,9 +90,9 @@ def choose_precision(wanted: str, device: str, product: tuple[int, int, int]) ->
 
 
 def choose_attention(
-    wanted: str, model: Any, rows: int, length: int, dtype: torch.dtype, device: str
+    wanted: str, model: Any, rows: int, length: int, dtype: torch.dtype, device: str, causal: bool = True
 ) -> tuple[str, str]:
-    """The kernel that is fastest forward and backward on one layer of this model's shape with a block mask.
+    """The kernel that is fastest forward and backward on one layer of this model's shape with a causal mask.
 
     Raises:
         UsageError: the recipe asks for a kernel that would leave out a part of this model's attention.
@@ -100,6 +100,8 @@ def choose_attention(
     config: Any = getattr(model, "config", None)
     heads = getattr(config, "num_attention_heads", None)
     if config is not None and not heads:
+        if wanted != "auto":
+            raise UsageError(f"train.attention: {config.model_type} has no attention that a kernel could be chosen for")
         return "none", "the model has none"
     if getattr(config, "attn_logit_softcapping", None) or not getattr(model, "_supports_sdpa", False):
         if wanted not in ("auto", "eager"):
@@ -111,9 +113,12 @@ def choose_attention(
         return wanted, "as the recipe says"
     if device == "cuda":
         return "sdpa", "GPU"
-    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
-    if not heads or not width:
-        return "sdpa", "heads unknown"
+    hidden = getattr(config, "hidden_size", None)
+    if type(heads) is not int or type(hidden) is not int:
+        return "sdpa", "its layers are not alike, so none of them was probed"
+    if not causal:
+        return "sdpa", "what was probed is causal, and this model is not"
+    width = getattr(config, "head_dim", None) or hidden // heads
     from hermitcrab.train.attention import KERNELS
 
     shape = (rows, heads, length, width)
@@ -208,7 +213,7 @@ def make_plan(task: Any, model: Any, rows: int, processes: int, precision: tuple
     torch.set_num_threads(threads)
     dtype = getattr(torch, precision[0])
     attention, why_attention = choose_attention(
-        part.attention, model, part.batch_size, part.sequence_length, dtype, device
+        part.attention, model, part.batch_size, part.sequence_length, dtype, device, causal=task.reads_text
     )
     parameters = sum(p.numel() for p in model.parameters())
     step_seconds = (
