@@ -85,7 +85,7 @@ def compare(
     suspect: Model, base: Model, pairs: Sequence[tuple[Part, Part]], swaps: bool, rows: int | None = None
 ) -> list[Sums]:
     """The sums of each pair of parts of equal shape. `rows`: only so many first rows of each (a fixed subset is exact too)."""
-    fast = [i for i, (p, q) in enumerate(pairs) if not swaps and _streams(suspect, p) and _streams(base, q)
+    fast = [i for i, (p, q) in enumerate(pairs) if not swaps and streams(suspect, p) and streams(base, q)
             and _kind(suspect, p) == _kind(base, q)]  # fmt: skip
     slow = [i for i in range(len(pairs)) if i not in set(fast)]
     out: list[Sums | None] = [None] * len(pairs)
@@ -106,7 +106,7 @@ def _kind(model: Model, part: Part) -> str:
     return model.info(part).dtype
 
 
-def _streams(model: Model, part: Part) -> bool:
+def streams(model: Model, part: Part) -> bool:
     """Rows lie behind one another in a plain type, in the order that is meant."""
     info = model.info(part)
     reordered = model.reordered and part.role in ("q", "k")

@@ -46,6 +46,8 @@ class Model:
     constants: dict[str, str] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     parts: dict[tuple[int, str, int], Part] = field(default_factory=dict)
+    limit: int | None = None
+    """Only so many first rows of each matrix are there (a sketch)."""
     _vocabulary: list[str] | None = None
     _whole: tuple[str, np.ndarray] | None = None
 
