@@ -36,7 +36,9 @@ def declared(model: str | Path) -> list[Claim]:
     base = record.get("base") if isinstance(record, dict) else None
     if isinstance(base, dict) and isinstance(base.get("name"), str):
         uri = base.get("uri")
-        digest = base.get("sha256") if isinstance(base.get("sha256"), str) else None
+        files = base.get("files")
+        single = files[0] if isinstance(files, list) and len(files) == 1 and isinstance(files[0], dict) else {}
+        digest = single["sha256"] if isinstance(single.get("sha256"), str) else None
         found.append(Claim(base["name"], "hermitcrab.json", uri if isinstance(uri, str) else None, digest, base.get("kind") == "scratch"))
         return found
     for name in _front_matter(folder / "README.md"):

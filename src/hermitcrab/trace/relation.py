@@ -14,7 +14,7 @@ import numpy as np
 FINE = 0.25  # relative distance up to which a change is called fine-tuning rather than continued training
 SAME = 1e-6
 REPACKED = 4e-3  # what storing in bfloat16 or half precision moves
-LOW_RANK_SHARE = 0.15  # of the smaller side: a difference of a rank up to this is an adapter's
+LOW_RANK_SHARE = 0.25  # of the smaller side: a difference of a rank up to this is an adapter's
 ZEROS = 0.1
 
 
@@ -77,7 +77,7 @@ def grid_bits(x: np.ndarray) -> int:
         groups = flat.reshape(-1, width)
         groups = groups[np.abs(groups).max(1) > 0]
         for bits in (2, 3, 4, 8):
-            if len(groups) >= 4 and 2**bits < width * 8 and _on_grid(groups, bits):
+            if len(groups) >= 4 and 2**bits <= width * 8 and _on_grid(groups, bits):
                 return bits
     return 0
 
