@@ -28,6 +28,7 @@ from hermitcrab.errors import HermitcrabError
 from hermitcrab.trace import digests, generic
 from hermitcrab.trace.aligned import align, blocks
 from hermitcrab.trace.depth import by_magnitudes
+from hermitcrab.trace.exact import Group, bound
 from hermitcrab.trace.exact import test as exact_test
 from hermitcrab.trace.model import Model, open_model
 from hermitcrab.trace.null import tables
@@ -75,15 +76,20 @@ def measure(a: Held, b: Held) -> dict[str, object]:
         exact.groups += generic.test(a.model, b.model)[0]
         copies = digests.copies(a.keys, b.keys)
         found = align(a.model, b.model, a.blocks, b.blocks, thorough=exact.log10_p() > -6)
-    evidence = Evidence(exact.groups, copies_same=len(copies.same) + len(copies.permuted), copies_part=len(copies.rows),
-                        mean=max((f.mean for f in found), default=None), best=max((f.best for f in found), default=None))  # fmt: skip
-    known = tables()
-    decision = judge(evidence, Levels(1e-6, known["mean"], known["best"]))
     return {
-        "verdict": decision.verdict, "log10_p": decision.log10_p, "status": decision.p_status, "exact": exact.log10_p(),
-        "z": {g.name: round(g.z, 4) for g in exact.groups}, "chosen": chosen, "mean": evidence.mean, "best": evidence.best,
-        "copies": evidence.copies_same + evidence.copies_part, "seconds": round(time.process_time() - began, 4),
+        "exact": exact.log10_p(), "groups": [[g.name, g.units, round(g.z, 4)] for g in exact.groups], "chosen": chosen,
+        "mean": max((f.mean for f in found), default=None), "best": max((f.best for f in found), default=None),
+        "same": len(copies.same) + len(copies.permuted), "part": len(copies.rows), "seconds": round(time.process_time() - began, 4),
     }  # fmt: skip
+
+
+def decided(row: dict) -> dict:
+    """A row with its z by group and the verdict that `crab trace` comes to with the shipped table."""
+    groups = [Group(name, units, z, bound(z), 0.0) for name, units, z in row["groups"]]
+    known = tables()
+    decision = judge(Evidence(groups, copies_same=row["same"], copies_part=row["part"], mean=row["mean"], best=row["best"]),
+                     Levels(1e-6, known["mean"], known["best"]))  # fmt: skip
+    return row | {"z": {g.name: g.z for g in groups}, "verdict": decision.verdict, "log10_p": decision.log10_p}
 
 
 def stacked(zoo: Path, name: str) -> dict[str, torch.Tensor] | None:
@@ -271,7 +277,7 @@ def clustered(rows: list[dict], value: np.ndarray, draws: int = 400) -> tuple[fl
 def table(out: Path) -> None:
     from scipy.stats import kstest, norm
 
-    rows, found = read(out / "null.jsonl"), read(out / "positives.jsonl")
+    rows, found = [decided(r) for r in read(out / "null.jsonl")], read(out / "positives.jsonl")
     twins = [r for r in rows if r["kind"] == "twin"]
     print(f"## independent pairs: {len(twins):,} twins of {len({r['a'] for r in twins} | {r['b'] for r in twins})} seeds\n")
     print("| pairs | n | related | cannot tell | no evidence | smallest log10 p (exact) | largest aligned score |\n| --- | --- | --- | --- | --- | --- | --- |")

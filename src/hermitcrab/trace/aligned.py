@@ -24,6 +24,8 @@ WORK = 4e11  # multiplications spent on one screening of all pairs of layers
 PROJECTED = 384  # widths beyond are projected to this many coordinates for screening
 ROUNDS = 6
 PROMISING = 3  # pairs of layers that are followed to the end in the blind search
+MOST_BLIND = 4096  # neurons of a block that are assigned in the blind search
+SEARCH = 150  # pairs of blocks of a thousand neurons that are tried
 LOCKED = 0.25  # share of a layer's neurons on which a blind map must agree before it is believed to have converged
 
 
@@ -219,9 +221,14 @@ def search(suspect: Model, base: Model, ours: list[Block], theirs: list[Block], 
     left = [descriptors(b, forms(suspect, b)) for b in ours]
     right = [descriptors(b, forms(base, b)) for b in theirs]
     tries = []
+    size = max(max(len(x) for x in left), max(len(x) for x in right))
+    most = max(2, int(SEARCH / ((size / 1000) ** 2.5 * len(right))))
+    chosen = set(np.linspace(0, len(left) - 1, min(most, len(left))).round().astype(int).tolist())
     for i, a in enumerate(left):
+        if i not in chosen:
+            continue
         for j, b in enumerate(right):
-            if a.shape[0] > 4096 or a.shape[1] != b.shape[1]:
+            if max(len(a), len(b)) > MOST_BLIND or a.shape[1] != b.shape[1]:
                 continue
             cost = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T
             rows, columns = linear_sum_assignment(cost)

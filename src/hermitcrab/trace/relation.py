@@ -28,6 +28,8 @@ class Difference:
     distance: float
     zeros: float
     zeros_base: float
+    rounded: float
+    """Share of the base's numbers so small that the suspect's grid has only zero for them."""
     kept: float
     """Relative distance on what is not zero in the suspect."""
     bits: int
@@ -65,7 +67,9 @@ def difference(layer: int, role: str, a: np.ndarray, b: np.ndarray, known_a: boo
         energy = np.cumsum(sigma**2) / max(float((sigma**2).sum()), 1e-30)
         rank = int((energy < 0.99).sum()) + 1
     bits_a, bits_b = (8 if known else grid_bits(x) for known, x in ((known_a, a), (known_b, b)))
-    return Difference(layer, role, cosine, distance, float((a == 0).mean()), float((b == 0).mean()), kept, bits_a, bits_b, rank, smaller)
+    step = np.abs(a).max(1, keepdims=True) / max(2 ** (bits_a - 1) - 1, 1) if bits_a else np.zeros((len(a), 1))
+    rounded = float((np.abs(b) < step / 2).mean())
+    return Difference(layer, role, cosine, distance, float((a == 0).mean()), float((b == 0).mean()), rounded, kept, bits_a, bits_b, rank, smaller)
 
 
 def grid_bits(x: np.ndarray) -> int:
@@ -100,7 +104,7 @@ def _on_grid(groups: np.ndarray, bits: int) -> bool:
 
 def classify(
     differences: Sequence[Difference], *, same_tensors: int, tensors: int, repacked: bool, layer_map: Sequence[int], base_layers: int,
-    shapes: dict[str, tuple[int, int]], experts: bool, vocabulary_moved: bool, strange: Sequence[int], relabeled: bool,
+    shapes: dict[str, tuple[int, int]], experts: bool, vocabulary_moved: bool, strange: Sequence[int], relabeled: bool, body: str,
     merged: dict[str, object] | None,
 ) -> Relation:  # fmt: skip
     """A pure function of what was measured.
@@ -113,17 +117,27 @@ def classify(
         experts: experts of the suspect lie on one dense MLP of the base.
         strange: layers of the suspect that lie on nothing in the base.
         relabeled: neurons, coordinates or signs were moved without changing what is computed.
+        body: `whole`, `trace` or `none`: how much of the suspect's blocks lies on the base's.
         merged: weights of the parents, where more than one was found.
     """
     r = Relation()
-    body = [d for d in differences if d.layer >= 0] or list(differences)
+    inner = [d for d in differences if d.layer >= 0] or list(differences)
+    if body == "none" and not merged:
+        r.names.append("body shared in part")
+        r.details["shared"] = f"{same_tensors} of {tensors} matrices number for number; none of the blocks' neurons"
+        return r
+    if body == "trace" and not merged:
+        r.names.append("merged")
+        r.details["share"] = round(float(np.median([d.cosine for d in inner])), 4) if inner else 0.0
+        r.details["or"] = "continued training that left little of the base"
+        return r
     _structure(r, layer_map, base_layers, shapes, experts, vocabulary_moved)
     if merged:
         r.names.append("merged")
         r.details["merge"] = merged
         r.direction, r.because = "suspect from base", "a mixture of several models comes after each of them"
-    if body:
-        _numbers(r, body, same_tensors == tensors and tensors > 0, repacked, bool(merged), bool(r.names))
+    if inner:
+        _numbers(r, inner, same_tensors == tensors and tensors > 0, repacked, bool(merged), bool(r.names))
     if strange and len(strange) >= max(1, round(0.25 * len(layer_map))) and "experts from a dense model" not in r.names:
         r.names.insert(0, "body shared in part")
         r.details["layers without a match"] = list(strange)
@@ -171,17 +185,17 @@ def _numbers(r: Relation, body: Sequence[Difference], all_same: bool, repacked: 
         if not shaped:
             r.names.append("re-packaged")
         return
-    zeros, theirs = (float(np.median([getattr(d, k) for d in body])) for k in ("zeros", "zeros_base"))
+    zeros, theirs, rounded = (float(np.median([getattr(d, k) for d in body])) for k in ("zeros", "zeros_base", "rounded"))
     bits = [d.bits for d in body]
     base_bits = [d.bits_base for d in body]
     on_grid, base_grid = (sum(b > 0 for b in x) > len(x) / 2 for x in (bits, base_bits))
     explained = False
-    if zeros - theirs > ZEROS:
+    if zeros - theirs - rounded > ZEROS:
         r.names.append("pruned")
         r.details["zeros"] = round(zeros, 4)
         r.direction, r.because = "suspect from base", "numbers of the base are zero in the suspect"
         explained = float(np.median([d.kept for d in body])) < 0.05
-    elif theirs - zeros > ZEROS:
+    elif theirs - zeros > ZEROS and not (base_grid and not on_grid):
         r.direction, r.because = "base from suspect", "numbers of the suspect are zero in the base"
         r.names.append("pruned")
     if on_grid and not base_grid:

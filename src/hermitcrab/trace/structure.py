@@ -155,7 +155,9 @@ def _by_period(matrices: Sequence[Seen]) -> list[list[Seen]]:
         if best[0] and period > 64:
             break
     covered, start, period = best
-    start = _phase(shapes, start, period, covered) if covered else start
+    if not covered:
+        return []
+    start = _phase(shapes, start, period, covered)
     return [list(matrices[at : at + period]) for at in range(start, start + covered, period)]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.trace import digests, generic
 from hermitcrab.trace.aligned import Alignment, Block, align, blocks
+from hermitcrab.trace.borrow import borrowed
 from hermitcrab.trace.depth import by_magnitudes, layer_map
 from hermitcrab.trace.digests import Copies
 from hermitcrab.trace.exact import Exact, Group
@@ -37,6 +38,8 @@ class Pair:
 
     base: Model
     exact: Exact
+    suspect: Model
+    """With the roles that it was given for this base."""
     copies: Copies | None = None
     alignments: list[Alignment] = field(default_factory=list)
     ours: list[Block] = field(default_factory=list)
@@ -46,6 +49,7 @@ class Pair:
     deflated_by: str = ""
     told: list[tuple[str, str, float, float]] = field(default_factory=list)
     chosen: bool = False
+    borrowed: bool = False
     sampled: bool = False
     layers: dict[int, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -102,18 +106,24 @@ def _measure(suspect: Model, base: Model, sample: bool) -> Pair:
     began, read = time.monotonic(), suspect.reader.bytes_read + base.reader.bytes_read
     limits = [m.limit for m in (suspect, base) if m.limit is not None] + ([SAMPLE_ROWS] if sample else [])
     sample = bool(limits)
+    full = suspect, base
+    if helped := borrowed(suspect, base):
+        suspect = helped
+    elif helped := borrowed(base, suspect):
+        base = helped
     layers, chosen = by_magnitudes(suspect, base)
+    chosen = chosen or helped is not None
     exact = exact_test(suspect, base, layers, chosen=chosen, rows=min(limits, default=None))
-    pair = Pair(base, exact, chosen=chosen, layers=layers, sampled=sample)
+    pair = Pair(base, exact, suspect, chosen=chosen, borrowed=helped is not None, layers=layers, sampled=sample)
     if not sample:
         groups, why_not, pair.told = generic.test(suspect, base)
         exact.groups += groups
         exact.not_tested += why_not
         small = sum(i.nbytes for m in (suspect, base) for i in m.weights.tensors.values()) <= DIGEST_BYTES
         if small or exact.log10_p() > -6:
-            pair.copies = digests.copies(digests.keys_of(suspect), digests.keys_of(base))
+            pair.copies = digests.copies(digests.keys_of(full[0]), digests.keys_of(full[1]))
         pair.ours, pair.theirs = blocks(suspect), blocks(base)
-        pair.alignments = align(suspect, base, pair.ours, pair.theirs, thorough=exact.log10_p() > -6)
+        pair.alignments = align(suspect, base, pair.ours, pair.theirs, thorough=True)
         if pair.best is not None:
             floor = max(0.1, tables()["best"].guard)
             pair.best.layer_map = layer_map(pair.best.scores, floor)
@@ -157,6 +167,7 @@ def _evidence(pair: Pair, bases: int) -> Evidence:
 def _result(suspect: Model, pair: Pair, pairs: list[Pair], alpha: float) -> Result:
     sample = pair.sampled
     began = time.monotonic()
+    suspect = pair.suspect
     if not pair.exact.groups and pair.best is None and (pair.copies is None or not pair.copies.found) and not pair.told:
         raise HermitcrabError(
             f"{suspect.name} and {pair.base.name} have nothing in common to test: no matrices of the same role and shape, "
@@ -173,7 +184,9 @@ def _result(suspect: Model, pair: Pair, pairs: list[Pair], alpha: float) -> Resu
     elif pair.best is None:
         not_tested.append("aligned neurons: no feed-forward blocks of the same kind were recognized in both")
     assumptions = list(pair.exact.assumptions)
-    if pair.chosen:
+    if pair.borrowed:
+        assumptions.append("roles of tensors were matched by magnitudes, which no change of signs moves")
+    elif pair.chosen:
         assumptions.append("layers were matched by magnitudes, which no change of signs moves")
     if decision.p_status == "conformal":
         assumptions.append(f"two independent models of this kind score as those of the shipped table do ({known['mean'].models})")
@@ -256,8 +269,20 @@ def _relation(suspect: Model, pair: Pair, pairs: list[Pair]) -> Relation:
         differences, same_tensors=same, tensors=pair.copies.compared if pair.copies else 0,
         repacked=any(len(k) > 1 for k in kinds) or len(names) > 1, layer_map=per_layer, base_layers=b.layers if per_layer else 0,
         shapes=shapes, experts=experts, vocabulary_moved=_vocabulary_moved(suspect, pair, differences, relabeled),
-        strange=[i for i, j in enumerate(per_layer) if j < 0], relabeled=relabeled, merged=_merged(suspect, pair, pairs),
+        strange=[i for i, j in enumerate(per_layer) if j < 0], relabeled=relabeled, body=_body(pair), merged=_merged(suspect, pair, pairs),
     )  # fmt: skip
+
+
+def _body(pair: Pair) -> str:
+    """`whole`: neurons lie on one another; `trace`: only the exact tests of the body see something; `none`: not even they."""
+    a = pair.best
+    if a is not None and a.best >= tables()["best"].guard:
+        return "whole"
+    outside = ("RES", "coordinates")
+    seen = any(g.log10_p < -6 for g in [*pair.exact.groups, *pair.deflated] if g.name not in outside)
+    if a is None:
+        return "whole" if seen else "none"
+    return "trace" if seen else "none"
 
 
 def _neurons(found: list[Block]) -> int:
