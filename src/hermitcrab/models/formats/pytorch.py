@@ -129,7 +129,7 @@ def _decoder(
             flat = np.zeros(0, kind)
         else:
             steps = tuple(s * kind.itemsize for s in tensor.strides)
-            flat = np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False)).ravel()
+            flat = np.array(np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False)).ravel()
         if info.dtype == "BF16":
             return bfloat16_to_float32(flat)
         if info.dtype == "F16":
