@@ -25,6 +25,7 @@ import torch
 from families import FAMILIES, Family
 
 from hermitcrab.errors import HermitcrabError
+from hermitcrab.progress import set_quiet
 from hermitcrab.trace import digests, generic
 from hermitcrab.trace.aligned import align, blocks
 from hermitcrab.trace.depth import by_magnitudes
@@ -343,6 +344,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["null", "positives", "table"])
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    set_quiet(True)
     if asked.what == "table":
         table(asked.out)
     else:

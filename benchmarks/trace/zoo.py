@@ -142,7 +142,7 @@ def build(root: Path, nano: bool = False) -> Zoo:
         zoo.twins("evaluation", f)
         if name in CALIBRATION:
             zoo.twins("calibration", f)
-    for f in FAMILIES.values():
+    for f in sorted(FAMILIES.values(), key=lambda f: f.name == "cnn"):
         zoo.children(f, zoo.twins("evaluation", f), longest=LONGEST.get(f.name, 1))
     return zoo
 

@@ -105,6 +105,10 @@ def verify_verb(args: argparse.Namespace) -> Answer:
         from hermitcrab.store import Store
 
         recompute_parity(args.folder, args.base, Store(args.store), found)
+    if args.seed and found.ok:
+        from hermitcrab.run import attest_seed
+
+        attest_seed(args.folder, args.seed, found)
     status = 0 if found.ok else 3 if found.contradiction else 1
     return found.as_json(), lambda: render_verification(found), status
 
@@ -277,7 +281,8 @@ _verb("verify", "check a package: every digest, the chain, the signatures, parit
       _arg("folder", type=Path, help="a package"),
       _arg("--key", type=Path, metavar="PEM", help="public key of the signer; without it the signer is not authenticated"),
       _arg("--recompute", action="store_true", help="compare the merged model with base + adapter afresh (needs [train])"),
-      _arg("--base", metavar="REFERENCE", help="where the base is, for --recompute (default: as the record says)"), STORE)  # fmt: skip
+      _arg("--base", metavar="REFERENCE", help="where the base is, for --recompute (default: as the record says)"),
+      _arg("--seed", metavar="SEED[:NONCE]", help="draw the committed initial weights again and test them (needs [train])"), STORE)  # fmt: skip
 _verb("predict", "answer texts, as `evaluate` does: by choice where the package has choices, else generated", predict_verb,
       'crab predict runs/demo/package "a film to remember"', MODEL,
       _arg("input", nargs="+", help="a text, - for the lines of standard input, or @FILE (CSV, TSV, JSONL, Parquet, text)"),

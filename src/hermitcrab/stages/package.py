@@ -85,6 +85,7 @@ def record_of(job: Job, loaded: list[dict[str, Any]]) -> dict[str, Any]:
         "use": part.use,
         "architecture": base["architecture"],
         "template_digest": training["template_digest"],
+        **({"init_commitment": training["init_commitment"]} if "init_commitment" in training else {}),
         **({"choices": part.choices} if part.choices else {}),
         "format": sources[0]["format"],
         "base": {field: base[field] for field in BASE_FIELDS} | {"license": base_license},

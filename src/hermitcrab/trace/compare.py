@@ -25,14 +25,13 @@ PLAIN = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<u2")
 class Sums:
     """Of one part of the suspect and its like in the base, float64.
 
-    dots, squares_a, squares_b, apart: (rows,); columns: (columns,) dots along columns. pairs (rows // 2,) and column_pairs
+    dots, squares_a, squares_b: (rows,); columns: (columns,) dots along columns. pairs (rows // 2,) and column_pairs
     (columns // 2,): the same for differences of neighbors, empty where they were not asked for. `rows`: how many were read.
     """
 
     dots: np.ndarray
     squares_a: np.ndarray
     squares_b: np.ndarray
-    apart: np.ndarray
     columns: np.ndarray
     pairs: np.ndarray
     column_pairs: np.ndarray
@@ -50,11 +49,6 @@ class Sums:
     @property
     def cosine(self) -> float:
         return float(self.dots.sum() / self.scale) if self.scale > 0 else 0.0
-
-    @property
-    def distance(self) -> float:
-        """Relative to the base: |A - B| / |B|."""
-        return float(np.sqrt(self.apart.sum() / max(self.squares_b.sum(), 1e-300)))
 
     def row_cosines(self) -> np.ndarray:
         return _ratio(self.dots, np.sqrt(self.squares_a * self.squares_b))
@@ -114,6 +108,14 @@ def streams(model: Model, part: Part) -> bool:
     return plain and model.weights.streams
 
 
+def head_rows(model: Model, part: Part, count: int) -> np.ndarray:
+    """The first rows of a part, read alone where the file allows it."""
+    if streams(model, part):
+        count = min(count, part.shape[0])
+        return model.reader.rows(part.tensor, part.start, part.start + count).astype(np.float32)
+    return model.matrix(part)[:count]
+
+
 def _stream(suspect: Model, base: Model, p: Part, q: Part, rows: int | None) -> Sums:
     from hermitcrab.trace import kernels
 
@@ -122,19 +124,20 @@ def _stream(suspect: Model, base: Model, p: Part, q: Part, rows: int | None) -> 
     item = PLAIN[kind]
     step = max(1, CHUNK // (width * item.itemsize))
     left, right = (np.empty(min(step, count) * width * item.itemsize, np.uint8) for _ in range(2))
-    dots, aa, bb, apart = (np.zeros(count) for _ in range(4))
-    columns = np.zeros(width)
-    scratch = kernels.half_table() if kind == "F16" else np.empty((2, width), np.uint32)
+    dots, aa, bb = (np.zeros(count) for _ in range(3))
+    columns, part = np.zeros(width), np.zeros(width, np.float32)
+    table = kernels.half_table()
     kernel = {"F32": kernels.signs_float32, "BF16": kernels.signs_bfloat16, "F16": kernels.signs_float16}[kind]
     for at in range(0, count, step):
         end = min(at + step, count)
         a = suspect.reader.raw_rows(p.tensor, p.start + at, p.start + end, left).view(item).reshape(-1, width)
         b = base.reader.raw_rows(q.tensor, q.start + at, q.start + end, right).view(item).reshape(-1, width)
-        part = np.zeros(width, np.float32)
-        kernel(a, b, dots[at:end], aa[at:end], bb[at:end], apart[at:end], part, scratch)
-        columns += part
+        kernel(a, b, dots[at:end], aa[at:end], bb[at:end], part, table)
+        if at % (8 * step) == 0 or end == count:  # float32 holds a few thousand rows well
+            columns += part
+            part[:] = 0
     none = np.zeros(0)
-    return Sums(dots, aa, bb, apart, columns, none, none, count)
+    return Sums(dots, aa, bb, columns, none, none, count)
 
 
 def _whole(a: np.ndarray, b: np.ndarray, swaps: bool, rows: int | None) -> Sums:
@@ -145,18 +148,18 @@ def _whole(a: np.ndarray, b: np.ndarray, swaps: bool, rows: int | None) -> Sums:
         a, b = a[:rows], b[:rows]
     a, b = (np.ascontiguousarray(x, np.float32) for x in (a, b))
     count, width = a.shape
-    dots, aa, bb, apart = (np.zeros(count) for _ in range(4))
+    dots, aa, bb = (np.zeros(count) for _ in range(3))
     columns = np.zeros(width)
     pairs, column_pairs = (np.zeros(count // 2), np.zeros(width // 2)) if swaps else (np.zeros(0), np.zeros(0))
-    scratch = np.empty((2, width), np.uint32)
+    table = kernels.half_table()
     with np.errstate(all="ignore"):
         for at in range(0, count, 256):
             end = min(at + 256, count)
             part = np.zeros(width, np.float32)
-            kernels.signs_float32(a[at:end], b[at:end], dots[at:end], aa[at:end], bb[at:end], apart[at:end], part, scratch)
+            kernels.signs_float32(a[at:end], b[at:end], dots[at:end], aa[at:end], bb[at:end], part, table)
             columns += part
             if swaps:
                 part = np.zeros(width // 2, np.float32)
                 kernels.swaps_float32(a[at:end], b[at:end], pairs[at // 2 : at // 2 + (end - at) // 2], part)
                 column_pairs += part
-    return Sums(dots, aa, bb, apart, columns, pairs, column_pairs, count)
+    return Sums(dots, aa, bb, columns, pairs, column_pairs, count)

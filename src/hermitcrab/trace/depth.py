@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from hermitcrab.trace.compare import head_rows
 from hermitcrab.trace.model import Model
-from hermitcrab.trace.structure import Part
 
 
 def monotone(scores: np.ndarray, floor: float) -> list[int]:
@@ -94,13 +94,3 @@ def _profiles(model: Model) -> np.ndarray | None:
             row.append((x / max(float(x.std()), 1e-12)).ravel())
         out.append(np.concatenate(row))
     return np.stack(out) if out and len({len(o) for o in out}) == 1 else None
-
-
-def head_rows(model: Model, part: Part, count: int) -> np.ndarray:
-    """The first rows of a part, read alone where the file allows it."""
-    from hermitcrab.trace.compare import streams
-
-    if streams(model, part):
-        count = min(count, part.shape[0])
-        return model.reader.rows(part.tensor, part.start, part.start + count).astype(np.float32)
-    return model.matrix(part)[:count]

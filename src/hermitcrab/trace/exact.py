@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hermitcrab.trace.compare import Sums, compare
+from hermitcrab.trace.compare import Sums, compare, head_rows
 from hermitcrab.trace.model import SMALLEST, Model, constant
 from hermitcrab.trace.structure import Part
 
@@ -159,7 +159,7 @@ def _evidence(suspect: Model, base: Model, found: Exact) -> list[tuple[Part, Par
                     model.constants[p.tensor] = "zeros"
             continue
         if part.role == "position" or (sums.cosine > 0.98 and part.layer < 0):
-            why = constant(suspect.matrix(part)[:1024])
+            why = constant(head_rows(suspect, part, 256))
             if why:
                 suspect.constants[part.tensor] = why
                 continue

@@ -18,7 +18,7 @@ MOST_TENSORS = 200_000
 LARGEST_JSON = 1 << 26
 LARGEST_MATRIX = 1 << 31  # bytes as float32 of one that must be held whole
 SMALLEST = 512  # numbers; what is smaller is never evidence
-BLOCK = 96  # rows and columns looked at to tell a constant
+BLOCK = 48  # rows and columns looked at to tell a constant
 
 
 @dataclass
@@ -227,7 +227,7 @@ def constant(values: np.ndarray) -> str | None:
     sample = block[:4096, :4096]
     if np.unique(sample[:: max(1, sample.shape[0] // 256)]).size <= 2:
         return "two values throughout: a mask or an identity"
-    for part in (sample[:BLOCK, : 8 * BLOCK], sample[: 8 * BLOCK, :BLOCK].T):
+    for part in (sample[:BLOCK, : 6 * BLOCK], sample[: 6 * BLOCK, :BLOCK].T):
         if part.shape[1] >= 24 and _foretold(part):
             return "a sinusoid, a Fourier basis or a ramp"
     if min(sample.shape) >= 8 and _filter_bank(sample):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hermitcrab.errors import HermitcrabError
+from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.trace.model import read_json
 
 LEAST_COSINE = 0.02
 
@@ -27,7 +28,26 @@ class Attestation:
     text: str
 
 
-def attest(package: Path, record: dict[str, Any], commitment: str, seed: int, nonce: str, draw: Any) -> Attestation:
+def read_seed(told: str) -> tuple[int, str]:
+    """Seed and nonce out of `SEED`, `SEED:NONCE`, or a JSON file that holds both.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if Path(told).is_file():
+        content = read_json(Path(told))
+        content = content.get("init", content) if isinstance(content, dict) else {}
+        seed, nonce = content.get("seed"), content.get("nonce", "")
+        if type(seed) is int and isinstance(nonce, str):
+            return seed, nonce
+        raise UsageError(f"{told}: holds no `seed` and `nonce`")
+    seed_text, _, nonce = told.partition(":")
+    if not seed_text.isdecimal() or not seed_text.isascii() or len(seed_text) > 20:
+        raise UsageError(f"expected SEED, SEED:NONCE or a JSON file with both. Received: {told[:60]}")
+    return int(seed_text), nonce
+
+
+def attest(package: Path, commitment: str, seed: int, nonce: str, draw: Any) -> Attestation:
     """Whether `seed` is the committed one and its draw is in the package's weights.
 
     `draw(folder, seed)` writes the initial weights as safetensors into a folder.

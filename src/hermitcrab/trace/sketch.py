@@ -16,7 +16,7 @@ import numpy as np
 
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.models.formats import Weights
-from hermitcrab.trace.depth import head_rows
+from hermitcrab.trace.compare import head_rows
 from hermitcrab.trace.model import Heads, Model, open_model
 from hermitcrab.trace.structure import Part, Structure
 
