@@ -28,13 +28,25 @@ WIDTH, NEURONS, HEADS, KV, VOCABULARY = 2048, 5504, 16, 4, 8000
 def make(folder: Path, gigabytes: float) -> tuple[Path, Path]:
     """A base and a child that moved by a tenth of its spread. Written tensor by tensor."""
     d, h, kv = WIDTH, NEURONS, WIDTH // HEADS * KV
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, d), "lm_head.weight": (VOCABULARY, d), "model.norm.weight": (d,)}
+    shapes = {
+        "model.embed_tokens.weight": (VOCABULARY, d),
+        "lm_head.weight": (VOCABULARY, d),
+        "model.norm.weight": (d,),
+    }
     layers = max(2, round((gigabytes * 1e9 / 2 - 2 * VOCABULARY * d) / (2 * d * d + 2 * d * kv + 3 * d * h)))
     for i in range(layers):
         at = f"model.layers.{i}."
-        shapes |= {at + "self_attn.q_proj.weight": (d, d), at + "self_attn.k_proj.weight": (kv, d), at + "self_attn.v_proj.weight": (kv, d),
-                   at + "self_attn.o_proj.weight": (d, d), at + "mlp.gate_proj.weight": (h, d), at + "mlp.up_proj.weight": (h, d),
-                   at + "mlp.down_proj.weight": (d, h), at + "input_layernorm.weight": (d,), at + "post_attention_layernorm.weight": (d,)}  # fmt: skip
+        shapes |= {
+            at + "self_attn.q_proj.weight": (d, d),
+            at + "self_attn.k_proj.weight": (kv, d),
+            at + "self_attn.v_proj.weight": (kv, d),
+            at + "self_attn.o_proj.weight": (d, d),
+            at + "mlp.gate_proj.weight": (h, d),
+            at + "mlp.up_proj.weight": (h, d),
+            at + "mlp.down_proj.weight": (d, h),
+            at + "input_layernorm.weight": (d,),
+            at + "post_attention_layernorm.weight": (d,),
+        }
     header, at = {}, 0
     for name, shape in shapes.items():
         size = int(np.prod(shape)) * 2
@@ -43,14 +55,27 @@ def make(folder: Path, gigabytes: float) -> tuple[Path, Path]:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     places = folder / "speed-base", folder / "speed-child"
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": d, "intermediate_size": h, "num_hidden_layers": layers,
-              "num_attention_heads": HEADS, "num_key_value_heads": KV, "vocab_size": VOCABULARY, "rms_norm_eps": 1e-6, "torch_dtype": "bfloat16"}  # fmt: skip
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": d,
+        "intermediate_size": h,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV,
+        "vocab_size": VOCABULARY,
+        "rms_norm_eps": 1e-6,
+        "torch_dtype": "bfloat16",
+    }
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.json").write_text(json.dumps(config))
-    if all((p / "model.safetensors").exists() and (p / "model.safetensors").stat().st_size == 8 + len(text) + at for p in places):
+    if all(
+        (p / "model.safetensors").exists() and (p / "model.safetensors").stat().st_size == 8 + len(text) + at
+        for p in places
+    ):
         return places
-    base, child = (open(p / "model.safetensors", "wb") for p in places)
+    base, child = (open(p / "model.safetensors", "wb") for p in places)  # noqa: SIM115 - both stay open side by side
     for file in (base, child):
         file.write(len(text).to_bytes(8, "little") + text)
     r = np.random.default_rng(0)
@@ -91,10 +116,10 @@ def work(what: str, suspect: Path, base: Path) -> dict[str, float]:
 
     def tier_one() -> float:
         with open_model(suspect) as a, open_model(base) as b:
-            return exact.test(a, b, {i: i for i in range(a.structure.layers)}).log10_p()
+            return exact.examine(a, b, {i: i for i in range(a.structure.layers)}).log10_p()
 
     with open_model(suspect) as a, open_model(base) as b:
-        exact.test(a, b, {0: 0}, rows=4)  # compiles
+        exact.examine(a, b, {0: 0}, rows=4)  # compiles
     began, cpu = time.perf_counter(), time.process_time()
     p = tier_one() if what == "tier1" else read_once(files) or 0.0
     return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu, "threads": threads(), "log10_p": p,
@@ -116,21 +141,36 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {"read": [], "tier1": []}
     for _ in range(asked.runs):
         for what in found:
-            out = subprocess.run([sys.executable, __file__, str(asked.folder), "--gb", str(asked.gb), "--work", what], capture_output=True, text=True, check=True)
+            out = subprocess.run(
+                [sys.executable, __file__, str(asked.folder), "--gb", str(asked.gb), "--work", what],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             found[what].append(json.loads(out.stdout))
     middle = {w: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for w, rows in found.items()}
     size = sum((p / "model.safetensors").stat().st_size for p in (base, child)) / 1e9
     print(f"pair of {size:.2f} GB, {middle['read']['threads']:.0f} threads, medians of {asked.runs}, alternating")
     for what, row in middle.items():
-        print(f"{what:6} {row['seconds']:.3f} s, {row['cpu']:.3f} CPU-s, {size / row['seconds']:.1f} GB/s, {row['mib']:.0f} MiB at most")
+        print(
+            f"{what:6} {row['seconds']:.3f} s, {row['cpu']:.3f} CPU-s, {size / row['seconds']:.1f} GB/s, {row['mib']:.0f} MiB at most"
+        )
     for key in ("seconds", "cpu"):
         ratios = [t[key] / r[key] for t, r in zip(found["tier1"], found["read"], strict=True)]
-        print(f"ratio of {key}: {statistics.median(ratios):.2f} (of single runs {min(ratios):.2f} to {max(ratios):.2f})")
+        print(
+            f"ratio of {key}: {statistics.median(ratios):.2f} (of single runs {min(ratios):.2f} to {max(ratios):.2f})"
+        )
     print(f"log10 p {middle['tier1']['log10_p']:.0f}")
-    _whole("crab trace --sample", [sys.executable, "-m", "hermitcrab", "trace", str(child), str(base), "--sample", "--quiet"])
+    _whole(
+        "crab trace --sample",
+        [sys.executable, "-m", "hermitcrab", "trace", str(child), str(base), "--sample", "--quiet"],
+    )
     if asked.peer:
         _whole("modeldna compare", [str(asked.peer.parent / "modeldna"), "compare", str(child), str(base), "--json"])
-        _whole("modeldna compare --full", [str(asked.peer.parent / "modeldna"), "compare", str(child), str(base), "--json", "--full"])
+        _whole(
+            "modeldna compare --full",
+            [str(asked.peer.parent / "modeldna"), "compare", str(child), str(base), "--json", "--full"],
+        )
 
 
 def _whole(name: str, command: list[str]) -> None:

@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("zoo", type=Path)
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
-    folders = sorted(f for f in (asked.zoo / "calibration").iterdir() if "-twin-" in f.name and not f.name.startswith("cnn"))
+    folders = sorted(
+        f for f in (asked.zoo / "calibration").iterdir() if "-twin-" in f.name and not f.name.startswith("cnn")
+    )
     found = scores(folders)
     names = Counter(f.name.rsplit("-", 2)[0] for f in folders)
     told = ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
@@ -59,7 +61,9 @@ def main() -> None:
         },
     }  # fmt: skip
     asked.out.write_text(json.dumps(table) + "\n")
-    print(f"{len(found)} pairs of {told}: largest mean {max(f['mean'] for f in found)}, largest best {max(f['best'] for f in found)}")
+    print(
+        f"{len(found)} pairs of {told}: largest mean {max(f['mean'] for f in found)}, largest best {max(f['best'] for f in found)}"
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from hermitcrab.trace import digests, generic
 from hermitcrab.trace.aligned import align, blocks
 from hermitcrab.trace.depth import by_magnitudes
 from hermitcrab.trace.exact import Group, bound
-from hermitcrab.trace.exact import test as exact_test
+from hermitcrab.trace.exact import examine as examine_exactly
 from hermitcrab.trace.model import Model, open_model
 from hermitcrab.trace.null import tables
 from hermitcrab.trace.tracing import trace
@@ -74,8 +74,8 @@ def measure(a: Held, b: Held, blind: bool = True) -> dict[str, object]:
     began = time.process_time()
     with a.model, b.model:
         layers, chosen = by_magnitudes(a.model, b.model)
-        exact = exact_test(a.model, b.model, layers, chosen=chosen)
-        exact.groups += generic.test(a.model, b.model)[0]
+        exact = examine_exactly(a.model, b.model, layers, chosen=chosen)
+        exact.groups += generic.examine(a.model, b.model)[0]
         copies = digests.copies(a.keys, b.keys)
         found = align(a.model, b.model, a.blocks, b.blocks, thorough=blind)
     return {
@@ -109,26 +109,50 @@ def null(zoo: Path, out: Path) -> None:
         for i, (a, b) in enumerate(itertools.combinations(folders, 2)):
             key = f"twin {a.name} {b.name}"
             if key not in rows.done:
-                rows.add(key, kind="twin", family=name, a=a.name, b=b.name, **measure(held[a], held[b], blind=i % BLIND == 0))
+                rows.add(
+                    key, kind="twin", family=name, a=a.name, b=b.name, **measure(held[a], held[b], blind=i % BLIND == 0)
+                )
         students = sorted((zoo / "evaluation").glob(f"{name}-distilled-*"))
         for student, b in itertools.product(students, folders[:8]):
             key = f"student {student.name} {b.name}"
             if key not in rows.done:
                 row = measure(Held(student), held[b])
-                rows.add(key, kind="student", family=name, a=student.name, b=b.name, teacher=student.name[-2:] == b.name[-2:], **row)
+                rows.add(
+                    key,
+                    kind="student",
+                    family=name,
+                    a=student.name,
+                    b=b.name,
+                    teacher=student.name[-2:] == b.name[-2:],
+                    **row,
+                )
         if name != "cnn":
             _laundered_twins(zoo, rows, name, family, held, folders)
         print(f"{name}: {len(rows.done)} rows", file=sys.stderr, flush=True)
 
 
-def _laundered_twins(zoo: Path, rows: Rows, name: str, family: Family, held: dict[Path, Held], folders: list[Path]) -> None:
+def _laundered_twins(
+    zoo: Path, rows: Rows, name: str, family: Family, held: dict[Path, Held], folders: list[Path]
+) -> None:
     p = stacked(zoo, f"evaluation-{name}-twin")
     for i, j in [(i, j) for i in range(10, 16) for j in range(6)]:
         key = f"laundered twin {name} {i} {j}"
         if key not in rows.done:
             with tempfile.TemporaryDirectory() as folder:
-                made = cut.write(Path(folder), family, cut.launder(family, cut.one(p, i), 1000 * i + j), folders[i] / "tokenizer.json")
-                rows.add(key, kind="laundered twin", family=name, a=f"{i}", b=folders[j].name, **measure(Held(made), held[folders[j]]))
+                made = cut.write(
+                    Path(folder),
+                    family,
+                    cut.launder(family, cut.one(p, i), 1000 * i + j),
+                    folders[i] / "tokenizer.json",
+                )
+                rows.add(
+                    key,
+                    kind="laundered twin",
+                    family=name,
+                    a=f"{i}",
+                    b=folders[j].name,
+                    **measure(Held(made), held[folders[j]]),
+                )
 
 
 Case = tuple[str, str, Family, dict[str, np.ndarray], dict[str, object]]
@@ -152,12 +176,26 @@ def cases(family: Family, p: cut.Params, q: cut.Params, k: int) -> Iterator[Case
     for rank in (1, 4, 16):
         yield "adapter", f"rank {rank}", f, cut.low_rank(p, rank, k), {"relation": "LoRA-like"}
     same = list(range(n))
-    orders = {"layer dropped": [0, *same[2:]], "layers doubled": [*same[: n - 1], *same[1:]], "layers shuffled": [same[-2], 0, same[-1], *same[1:-2]]}
+    orders = {
+        "layer dropped": [0, *same[2:]],
+        "layers doubled": [*same[: n - 1], *same[1:]],
+        "layers shuffled": [same[-2], 0, same[-1], *same[1:-2]],
+    }
     for what, order in orders.items():
-        told = {"layer dropped": "layers dropped", "layers doubled": "layers duplicated", "layers shuffled": "layers reordered"}[what]
+        told = {
+            "layer dropped": "layers dropped",
+            "layers doubled": "layers duplicated",
+            "layers shuffled": "layers reordered",
+        }[what]
         made, cutp = cut.layers(f, p, order)
         yield "depth", what, made, cutp, {"relation": told, "layers": order}
-        yield "depth, laundered", f"{what}, laundered", made, cut.launder(made, cut.scrambled(made, cutp, k), k), {"layers": order}
+        yield (
+            "depth, laundered",
+            f"{what}, laundered",
+            made,
+            cut.launder(made, cut.scrambled(made, cutp, k), k),
+            {"layers": order},
+        )
     if not f.experts:
         for share, width in ((0.75, None), (0.5, None), (0.75, 56)):
             made, cutp = cut.narrow(f, p, share, width)
@@ -171,13 +209,27 @@ def cases(family: Family, p: cut.Params, q: cut.Params, k: int) -> Iterator[Case
     yield "laundered", "laundered all", f, washed, {"layers": same}
     hidden = cut.scrambled(f, washed, k)
     yield "laundered", "laundered all, vocabulary scrambled", f, hidden, {"layers": same}
-    for what, changed in (("int8", cut.quantize(hidden, 8)), ("int4", cut.quantize(hidden, 4)), ("int3", cut.quantize(hidden, 3)),
-                          ("int2", cut.quantize(hidden, 2)), ("prune 50%", cut.prune(hidden, 0.5)), ("prune 80%", cut.prune(hidden, 0.8)),
-                          ("noise 0.5", cut.noise(hidden, 0.5, k)), ("noise 1", cut.noise(hidden, 1.0, k)),
-                          ("rank 8", cut.low_rank(hidden, 8, k)), ("int4, prune 50%", cut.quantize(cut.prune(hidden, 0.5), 4))):  # fmt: skip
+    for what, changed in (
+        ("int8", cut.quantize(hidden, 8)),
+        ("int4", cut.quantize(hidden, 4)),
+        ("int3", cut.quantize(hidden, 3)),
+        ("int2", cut.quantize(hidden, 2)),
+        ("prune 50%", cut.prune(hidden, 0.5)),
+        ("prune 80%", cut.prune(hidden, 0.8)),
+        ("noise 0.5", cut.noise(hidden, 0.5, k)),
+        ("noise 1", cut.noise(hidden, 1.0, k)),
+        ("rank 8", cut.low_rank(hidden, 8, k)),
+        ("int4, prune 50%", cut.quantize(cut.prune(hidden, 0.5), 4)),
+    ):
         yield "laundered + " + what, f"laundered, scrambled, {what}", f, changed, {"layers": same}
     for weight in (0.1, 0.05, 0.03, 0.01):
-        yield "merge, laundered", f"merge {weight:.0%}, laundered", f, cut.launder(f, cut.merge(p, q, weight), 9 + k), {"weight": weight}
+        yield (
+            "merge, laundered",
+            f"merge {weight:.0%}, laundered",
+            f,
+            cut.launder(f, cut.merge(p, q, weight), 9 + k),
+            {"weight": weight},
+        )
 
 
 def positives(zoo: Path, out: Path) -> None:
@@ -195,7 +247,18 @@ def positives(zoo: Path, out: Path) -> None:
         print(f"{name}: {len(rows.done)} rows", file=sys.stderr, flush=True)
 
 
-def _case(rows: Rows, name: str, k: int, group: str, what: str, made: Family, p: cut.Params, truth: dict, base: Path, other: Path) -> None:
+def _case(
+    rows: Rows,
+    name: str,
+    k: int,
+    group: str,
+    what: str,
+    made: Family,
+    p: cut.Params,
+    truth: dict,
+    base: Path,
+    other: Path,
+) -> None:
     key = f"{name} {k} {what}"
     if key in rows.done:
         return
@@ -225,11 +288,35 @@ def _trained(rows: Rows, zoo: Path, name: str, f: Family, k: int, base: Path, ot
         if child is not None:
             sparse = replace(f, name="moe-upcycled", model_type="mixtral", experts=4)
             p = cut.one(child, k)
-            _case(rows, name, k, "upcycled", "upcycled", sparse, p, {"relation": "experts from a dense model"}, base, other)
-            _case(rows, name, k, "upcycled, laundered", "upcycled, laundered", sparse, cut.launder(sparse, cut.scrambled(sparse, p, k), k), {}, base, other)
+            _case(
+                rows,
+                name,
+                k,
+                "upcycled",
+                "upcycled",
+                sparse,
+                p,
+                {"relation": "experts from a dense model"},
+                base,
+                other,
+            )
+            _case(
+                rows,
+                name,
+                k,
+                "upcycled, laundered",
+                "upcycled, laundered",
+                sparse,
+                cut.launder(sparse, cut.scrambled(sparse, p, k), k),
+                {},
+                base,
+                other,
+            )
 
 
-def _record(rows: Rows, key: str, family: str, group: str, what: str, truth: dict, folder: Path, bases: list[Path]) -> None:
+def _record(
+    rows: Rows, key: str, family: str, group: str, what: str, truth: dict, folder: Path, bases: list[Path]
+) -> None:
     began = time.process_time()
     try:
         results = trace(folder, bases).results
@@ -281,8 +368,13 @@ def table(out: Path) -> None:
 
     rows, found = [decided(r) for r in read(out / "null.jsonl")], read(out / "positives.jsonl")
     twins = [r for r in rows if r["kind"] == "twin"]
-    print(f"## independent pairs: {len(twins):,} twins of {len({r['a'] for r in twins} | {r['b'] for r in twins})} seeds\n")
-    print("| pairs | n | related | cannot tell | no evidence | smallest log10 p (exact) | largest aligned score |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        f"## independent pairs: {len(twins):,} twins of {len({r['a'] for r in twins} | {r['b'] for r in twins})} seeds\n"
+    )
+    print(
+        "| pairs | n | related | cannot tell | no evidence | smallest log10 p (exact) | largest aligned score |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |"
+    )
     for kind, family in [*(("twin", n) for n in FAMILIES), ("student", None), ("laundered twin", None)]:
         part = [r for r in rows if r["kind"] == kind and family in (None, r["family"])]
         if part:
@@ -290,7 +382,10 @@ def table(out: Path) -> None:
             scores = [r["mean"] for r in part if r["mean"] is not None]
             print(f"| {kind} {family or ''} | {len(part):,} | {' | '.join(map(str, counts))} | {min(r['exact'] for r in part):.2f} | "
                   f"{max(scores, default=float('nan')):.3f} |")  # fmt: skip
-    print("\n| group of signs | n | mean z | sd z | KS against the normal | P(p < .01), normal | P(p < .001), normal | P(bound < .01) [95 %] | P(bound < .001) [95 %] |")
+    print(
+        "\n| group of signs | n | mean z | sd z | KS against the normal | P(p < .01), normal | P(p < .001), normal | "
+        "P(bound < .01) [95 %] | P(bound < .001) [95 %] |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     names = sorted({g for r in twins for g in r["z"]})
     for g in names:
@@ -301,12 +396,17 @@ def table(out: Path) -> None:
         for t in (0.01, 0.001):
             low, high = clustered(part, (bound < t).astype(float))
             cells.append(f"{(bound < t).mean():.4f} [{low:.4f}, {high:.4f}]")
-        print(f"| {g} | {len(z):,} | {z.mean():+.3f} | {z.std():.3f} | {kstest(z, 'norm').pvalue:.3f} | {' | '.join(cells)} |")
+        print(
+            f"| {g} | {len(z):,} | {z.mean():+.3f} | {z.std():.3f} | {kstest(z, 'norm').pvalue:.3f} | {' | '.join(cells)} |"
+        )
     _positives(found, twins)
 
 
 def _positives(found: list[dict], twins: list[dict]) -> None:
-    print(f"\n## related pairs: {len(found):,}\n\n| change | n | found | cannot tell | by exact p | median log10 p | layers right | relation right |")
+    print(
+        f"\n## related pairs: {len(found):,}\n\n"
+        "| change | n | found | cannot tell | by exact p | median log10 p | layers right | relation right |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for what in dict.fromkeys(r["what"] for r in found):
         part = [r for r in found if r["what"] == what]
@@ -314,7 +414,8 @@ def _positives(found: list[dict], twins: list[dict]) -> None:
         layers = [r["layers_right"] for r in hit if "layers_right" in r]
         kinds = [r["relation_right"] for r in hit if "relation_right" in r]
         p = sorted(r["log10_p"] for r in hit if r["log10_p"] is not None)
-        print(f"| {what} | {len(part)} | {len(hit)} | {sum(r['verdict'] == 'cannot-tell' for r in part)} | {sum(r.get('status') == 'exact' for r in hit)} | "
+        print(f"| {what} | {len(part)} | {len(hit)} | {sum(r['verdict'] == 'cannot-tell' for r in part)} | "
+              f"{sum(r.get('status') == 'exact' for r in hit)} | "
               f"{p[len(p) // 2] if p else float('nan'):.1f} | {_mean(layers)} | {_mean(kinds)} |")  # fmt: skip
     errors = [r["weight_error"] for r in found if "weight_error" in r]
     if errors:
@@ -325,12 +426,19 @@ def _positives(found: list[dict], twins: list[dict]) -> None:
     score = lambda r: -(r["log10_p"] or 0.0) + (1e6 if r["verdict"] == "related" else 0.0)  # noqa: E731
     a, b = np.array([score(r) for r in found]), np.array([score(r) for r in twins])
     if len(a) and len(b):
-        order = np.searchsorted(np.sort(b), a, "left") + 0.5 * (np.searchsorted(np.sort(b), a, "right") - np.searchsorted(np.sort(b), a, "left"))
+        order = np.searchsorted(np.sort(b), a, "left") + 0.5 * (
+            np.searchsorted(np.sort(b), a, "right") - np.searchsorted(np.sort(b), a, "left")
+        )
         print(f"AUC over everything, the failing ends of the grid included: {(order / len(b)).mean():.5f}")
         for rate in (0.01, 0.001):
             limit = np.quantile(b, 1 - rate)
-            print(f"TPR at {rate:.1%} FPR: {(a > limit).mean():.4f} [{', '.join(f'{x:.4f}' for x in wilson(int((a > limit).sum()), len(a)))}]")
-    print(f"abstentions: {sum(r['verdict'] == 'cannot-tell' for r in found)} of {len(found)} related, {sum(r['verdict'] == 'cannot-tell' for r in twins)} of {len(twins)} twins")
+            print(
+                f"TPR at {rate:.1%} FPR: {(a > limit).mean():.4f} [{', '.join(f'{x:.4f}' for x in wilson(int((a > limit).sum()), len(a)))}]"
+            )
+    print(
+        f"abstentions: {sum(r['verdict'] == 'cannot-tell' for r in found)} of {len(found)} related, "
+        f"{sum(r['verdict'] == 'cannot-tell' for r in twins)} of {len(twins)} twins"
+    )
 
 
 def _mean(values: list[float]) -> str:

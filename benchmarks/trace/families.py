@@ -204,7 +204,7 @@ def _experts(f: Family, p: Parameters, x: torch.Tensor, at: str) -> torch.Tensor
 def _cnn(p: Parameters, x: torch.Tensor) -> torch.Tensor:
     k, b = p["out"].shape[0], x.shape[0]
     h = x.repeat(1, k, 1, 1)  # groups are seeds
-    for i, width in enumerate(WIDTHS):
+    for i in range(len(WIDTHS)):
         h = F.conv2d(h, p[f"conv{i}"].flatten(0, 1), p[f"conv{i}.b"].flatten(), padding=1, groups=k)
         h = F.instance_norm(h) * p[f"gain{i}"].flatten()[:, None, None] + p[f"shift{i}"].flatten()[:, None, None]
         h = F.max_pool2d(F.relu(h), 2)
@@ -225,7 +225,9 @@ def loss(f: Family, p: Parameters, batch: tuple[torch.Tensor, torch.Tensor]) -> 
 def folder_tensors(f: Family, p: Parameters, k: int) -> dict[str, torch.Tensor]:
     """Seed `k` with the tensor names and layouts of its published family."""
     one = {name: value[k].detach().clone().contiguous() for name, value in p.items()}
-    return {"llama": _llama, "qwen2": _llama, "mixtral": _llama, "gpt2": _gpt2, "bert": _bert, "cnn": _plain}[f.model_type](f, one)
+    return {"llama": _llama, "qwen2": _llama, "mixtral": _llama, "gpt2": _gpt2, "bert": _bert, "cnn": _plain}[
+        f.model_type
+    ](f, one)
 
 
 def _plain(f: Family, p: Parameters) -> dict[str, torch.Tensor]:
@@ -299,7 +301,12 @@ def config(f: Family) -> dict[str, object]:
     if f.model_type == "gpt2":
         return common | {"n_embd": f.width, "n_head": f.heads, "n_layer": f.layers, "n_positions": f.positions,
                          "n_inner": f.neurons, "architectures": ["GPT2LMHeadModel"]}  # fmt: skip
-    names = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "mixtral": "MixtralForCausalLM", "bert": "BertForMaskedLM"}
+    names = {
+        "llama": "LlamaForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "mixtral": "MixtralForCausalLM",
+        "bert": "BertForMaskedLM",
+    }
     common |= {"hidden_size": f.width, "num_attention_heads": f.heads, "num_hidden_layers": f.layers,
                "intermediate_size": f.neurons, "max_position_embeddings": f.positions, "architectures": [names[f.model_type]]}  # fmt: skip
     if f.gated:

@@ -38,7 +38,9 @@ def quantize(p: Params, bits: int, group: int = 32) -> Params:
         x = np.pad(flat, (0, pad)).reshape(-1, group)
         top = 2 ** (bits - 1) - 1
         scale = np.maximum(np.abs(x).max(1, keepdims=True) / top, 1e-12)
-        out[name] = (np.clip(np.round(x / scale), -top - 1, top) * scale).reshape(-1)[: len(flat)].reshape(p[name].shape)
+        out[name] = (
+            (np.clip(np.round(x / scale), -top - 1, top) * scale).reshape(-1)[: len(flat)].reshape(p[name].shape)
+        )
     return out
 
 
@@ -231,7 +233,9 @@ def _residual(f: Family, p: Params, r: np.random.Generator) -> None:
             if at + name in p:
                 p[at + name] = (p[at + name] * p[at + "n2"]) @ turn
         p[at + "o"] = turn.T @ p[at + "o"]
-        p[at + "down"] = turn.T @ p[at + "down"] if p[at + "down"].ndim == 2 else np.einsum("ij,ejh->eih", turn.T, p[at + "down"])
+        p[at + "down"] = (
+            turn.T @ p[at + "down"] if p[at + "down"].ndim == 2 else np.einsum("ij,ejh->eih", turn.T, p[at + "down"])
+        )
         p[at + "n1"], p[at + "n2"] = np.ones(d), np.ones(d)
     if f.tied:  # the last gain cannot be folded into a tied head: the head leaves the embedding
         p["head"] = (p["embed"] * p["norm"]) @ turn
@@ -240,7 +244,9 @@ def _residual(f: Family, p: Params, r: np.random.Generator) -> None:
     p["embed"], p["norm"] = p["embed"] @ turn, np.ones(d)
 
 
-def write(folder: Path, f: Family, p: Params, tokenizer: Path | None = None, dtype: torch.dtype = torch.float32) -> Path:
+def write(
+    folder: Path, f: Family, p: Params, tokenizer: Path | None = None, dtype: torch.dtype = torch.float32
+) -> Path:
     """A model folder as its family publishes it."""
     folder.mkdir(parents=True, exist_ok=True)
     if f.tied and "head" in p:

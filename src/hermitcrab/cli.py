@@ -189,7 +189,13 @@ def sketch_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.trace.sketch import sketch
 
     told = sketch(args.model, args.out)
-    return told, lambda: f"{told['sketch']}: {told['bytes'] / 1e6:,.1f} MB, {told['rows']:,} rows of {told['matrices']:,} matrices", 0
+    return (
+        told,
+        lambda: (
+            f"{told['sketch']}: {told['bytes'] / 1e6:,.1f} MB, {told['rows']:,} rows of {told['matrices']:,} matrices"
+        ),
+        0,
+    )
 
 
 def tree_verb(args: argparse.Namespace) -> Answer:
@@ -282,7 +288,7 @@ _verb("verify", "check a package: every digest, the chain, the signatures, parit
       _arg("--key", type=Path, metavar="PEM", help="public key of the signer; without it the signer is not authenticated"),
       _arg("--recompute", action="store_true", help="compare the merged model with base + adapter afresh (needs [train])"),
       _arg("--base", metavar="REFERENCE", help="where the base is, for --recompute (default: as the record says)"),
-      _arg("--seed", metavar="SEED[:NONCE]", help="draw the committed initial weights again and test them (needs [train])"), STORE)  # fmt: skip
+      _arg("--seed", metavar="SEED[:NONCE]", help="draw the committed first weights afresh and test them ([train])"), STORE)  # fmt: skip
 _verb("predict", "answer texts, as `evaluate` does: by choice where the package has choices, else generated", predict_verb,
       'crab predict runs/demo/package "a film to remember"', MODEL,
       _arg("input", nargs="+", help="a text, - for the lines of standard input, or @FILE (CSV, TSV, JSONL, Parquet, text)"),
@@ -303,7 +309,7 @@ _verb("trace", "does SUSPECT descend from BASE? An answer from the weights alone
       _arg("bases", nargs="*", metavar="base", help="what it may descend from; several are also tested behind one another"),
       ALPHA, _arg("--sample", action="store_true", help="few rows of each matrix: seconds at any size, exact tests only"),
       _arg("--report", type=Path, metavar="HTML", help="write a page with a picture of the layer map"),
-      _arg("--claim", metavar="MODEL", help="test what MODEL's own record or card declares as its base; 3 on contradiction"), STORE)  # fmt: skip
+      _arg("--claim", metavar="MODEL", help="test the base that MODEL's record or card declares; 3 on contradiction"), STORE)  # fmt: skip
 _verb("sketch", "write a small file by which a model can be traced without its weights", sketch_verb,
       "crab sketch my-model/ --out my-model.sketch", _arg("model", help="a file or folder of weights"),
       _arg("--out", type=Path, required=True, metavar="FILE", help="where to"))  # fmt: skip

@@ -17,7 +17,7 @@ from hermitcrab.trace.model import open_model
 def measured(a: Path, b: Path, **more: object) -> exact.Exact:
     with open_model(a) as left, open_model(b) as right:
         layers = {i: i for i in range(min(left.structure.layers, right.structure.layers))}
-        return exact.test(left, right, layers, **more)
+        return exact.examine(left, right, layers, **more)
 
 
 def z(found: exact.Exact) -> dict[str, float]:
@@ -57,7 +57,9 @@ def test_gpt2_is_tested_by_swaps_and_attention_signs(tmp_path: Path) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**20))
-def test_flipping_signs_of_independent_units_only_turns_the_sign_of_what_they_add(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+def test_flipping_signs_of_independent_units_only_turns_the_sign_of_what_they_add(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
     """The statistic is odd: with all gated neurons flipped, UD is its own opposite and every other group is unmoved."""
     folder = tmp_path_factory.mktemp("odd")
     tensors = llama(seed, layers=2, width=32, neurons=48)
@@ -115,8 +117,8 @@ def test_a_convolutional_net_is_tested_by_its_channels(tmp_path: Path) -> None:
 
     a, b, c = (write(tmp_path / n, t) for n, t in (("a", cnn(0)), ("b", changed(cnn(0), 0.3)), ("c", cnn(1))))
     with open_model(a) as base, open_model(b) as child, open_model(c) as other:
-        assert min(g.log10_p for g in generic.test(child, base)[0]) < -10
-        assert min(g.log10_p for g in generic.test(other, base)[0]) > -3
+        assert min(g.log10_p for g in generic.examine(child, base)[0]) < -10
+        assert min(g.log10_p for g in generic.examine(other, base)[0]) > -3
 
 
 def test_an_axis_with_an_identity_is_never_swapped(tmp_path: Path) -> None:
@@ -131,6 +133,6 @@ def test_an_axis_with_an_identity_is_never_swapped(tmp_path: Path) -> None:
                 "encoder.weight": (np.abs(r.standard_normal((32, 64))) * shared**3).astype(np.float32)}  # fmt: skip
 
     with open_model(write(tmp_path / "a", net(0))) as a, open_model(write(tmp_path / "b", net(1))) as b:
-        groups, why, _ = generic.test(a, b)
+        groups, why, _ = generic.examine(a, b)
     assert not any(g.log10_p < -2 for g in groups)
     assert why or groups

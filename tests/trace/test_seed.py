@@ -55,7 +55,9 @@ def test_a_commitment_to_a_seed_that_was_not_used_is_contradicted(package: Path,
     other.mkdir()
     for name in ("config.json", "model.safetensors"):
         (other / name).write_bytes((package / name).read_bytes())
-    (other / "hermitcrab.json").write_text(json.dumps({"init_commitment": "sha256:" + hashlib.sha256(b"9|").hexdigest()}))
+    (other / "hermitcrab.json").write_text(
+        json.dumps({"init_commitment": "sha256:" + hashlib.sha256(b"9|").hexdigest()})
+    )
     found = attested(other, "9")
     assert found.contradiction
     assert "not in these weights" in found.failures[0].message

@@ -56,7 +56,9 @@ def quantized(tensors: dict[str, np.ndarray], bits: int) -> dict[str, np.ndarray
 
 
 def test_lossy_steps_are_named_and_tell_the_direction(tmp_path: Path, base: Path) -> None:
-    pruned = {k: np.where(np.abs(v) < np.quantile(np.abs(v), 0.5), 0, v) if v.ndim == 2 else v for k, v in llama(0).items()}
+    pruned = {
+        k: np.where(np.abs(v) < np.quantile(np.abs(v), 0.5), 0, v) if v.ndim == 2 else v for k, v in llama(0).items()
+    }
     for name, tensors, relation in (("int4", quantized(llama(0), 4), "quantized"), ("zeros", pruned, "pruned")):
         child = write(tmp_path / name, tensors, CONFIG)
         found = trace(child, base)[0]
@@ -68,10 +70,15 @@ def test_lossy_steps_are_named_and_tell_the_direction(tmp_path: Path, base: Path
 def test_an_adapter_is_told_from_fine_tuning(tmp_path: Path, base: Path) -> None:
     r = np.random.default_rng(5)
     adapted = {
-        k: v + 0.1 * (r.standard_normal((v.shape[0], 2)) @ r.standard_normal((2, v.shape[1]))) / 7 if "self_attn" in k else v
+        k: v + 0.1 * (r.standard_normal((v.shape[0], 2)) @ r.standard_normal((2, v.shape[1]))) / 7
+        if "self_attn" in k
+        else v
         for k, v in llama(0).items()
     }
-    assert trace(write(tmp_path / "lora", {k: v.astype(np.float32) for k, v in adapted.items()}, CONFIG), base)[0].relation == "LoRA-like"
+    assert (
+        trace(write(tmp_path / "lora", {k: v.astype(np.float32) for k, v in adapted.items()}, CONFIG), base)[0].relation
+        == "LoRA-like"
+    )
     assert trace(write(tmp_path / "tuned", changed(llama(0), 0.1), CONFIG), base)[0].relation == "fine-tuned"
     assert trace(write(tmp_path / "onward", changed(llama(0), 1.0), CONFIG), base)[0].relation == "continued training"
 
@@ -132,7 +139,11 @@ def test_layers_are_followed_where_they_went(tmp_path: Path, base: Path) -> None
     order = [0, 2, 1, 2]
     tensors = {k: v for k, v in llama(0).items() if "layers" not in k}
     for to, at in enumerate(order):
-        tensors |= {k.replace(f"layers.{at}.", f"layers.{to}."): v for k, v in changed(llama(0), 0.1).items() if f"layers.{at}." in k}
+        tensors |= {
+            k.replace(f"layers.{at}.", f"layers.{to}."): v
+            for k, v in changed(llama(0), 0.1).items()
+            if f"layers.{at}." in k
+        }
     found = trace(write(tmp_path / "moved", tensors, CONFIG), base)[0]
     assert [r["base_layer"] for r in found.layer_map] == order
     assert "layers duplicated" in found.relations
@@ -149,21 +160,32 @@ def test_gpt2_and_convolutional_nets(tmp_path: Path) -> None:
 def test_a_shared_table_is_said_to_be_shared_in_part(tmp_path: Path) -> None:
     """Two models of one frozen embedding: not independent, and the page names what is shared."""
     shared = llama(5)["model.embed_tokens.weight"]
-    a, b = (write(tmp_path / n, {**llama(s), "model.embed_tokens.weight": shared}, CONFIG) for n, s in (("a", 6), ("b", 7)))
+    a, b = (
+        write(tmp_path / n, {**llama(s), "model.embed_tokens.weight": shared}, CONFIG) for n, s in (("a", 6), ("b", 7))
+    )
     found = trace(a, b)[0]
     assert found.verdict == "related"
     assert found.relation == "body shared in part"
-    assert ["model.embed_tokens.weight", "model.embed_tokens.weight"] in [list(x) for x in found.as_json()["copies"]["same"]]
+    assert ["model.embed_tokens.weight", "model.embed_tokens.weight"] in [
+        list(x) for x in found.as_json()["copies"]["same"]
+    ]
 
 
 def test_constants_are_no_evidence(tmp_path: Path) -> None:
     """Sinusoids, masks, Fourier bases and identities are in every model of their kind."""
     t, f = np.arange(256)[:, None], np.arange(48)[None]
     window = np.hanning(48)
-    buffers = {"pe": np.sin(t / 10_000 ** (f / 48)), "mask": np.tril(np.ones((128, 128))), "stft": np.cos(2 * np.pi * (t % 97) * f / 48) * window,
-               "eye": np.eye(96), "zeros": np.zeros((64, 64)), "ramp": np.outer(np.ones(64), np.arange(64.0))}  # fmt: skip
+    buffers = {
+        "pe": np.sin(t / 10_000 ** (f / 48)),
+        "mask": np.tril(np.ones((128, 128))),
+        "stft": np.cos(2 * np.pi * (t % 97) * f / 48) * window,
+        "eye": np.eye(96),
+        "zeros": np.zeros((64, 64)),
+        "ramp": np.outer(np.ones(64), np.arange(64.0)),
+    }
     a, b = (
-        write(tmp_path / n, {**{k: v.astype(np.float32) for k, v in buffers.items()}, **llama(s)}, CONFIG) for n, s in (("a", 1), ("b", 2))
+        write(tmp_path / n, {**{k: v.astype(np.float32) for k, v in buffers.items()}, **llama(s)}, CONFIG)
+        for n, s in (("a", 1), ("b", 2))
     )
     assert trace(a, b)[0].verdict == "no-evidence"
 
@@ -197,7 +219,10 @@ def test_what_cannot_be_tested_is_one_clear_sentence(tmp_path: Path, base: Path)
 
 def test_the_command_line(tmp_path: Path, base: Path, twin: Path, capsys: pytest.CaptureFixture[str]) -> None:
     child = write(tmp_path / "child", changed(llama(0), 0.1), CONFIG)
-    assert main(["trace", str(child), str(base), str(twin), "--json", "--quiet", "--report", str(tmp_path / "r.html")]) == 0
+    assert (
+        main(["trace", str(child), str(base), str(twin), "--json", "--quiet", "--report", str(tmp_path / "r.html")])
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert told["suspect"] == str(child)
     assert [r["verdict"] for r in told["results"]] == ["related", "no-evidence"]
@@ -217,7 +242,9 @@ def test_the_command_line(tmp_path: Path, base: Path, twin: Path, capsys: pytest
     assert main(["trace", str(child), str(base), "--alpha", "2"]) == 2
 
 
-def test_a_name_that_moves_the_cursor_is_shown_as_its_code(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_moves_the_cursor_is_shown_as_its_code(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     evil = tmp_path / "a\x1b[2Jb"
     save_file(llama(1), str(write(evil, llama(1)) / "model.safetensors"))
     assert main(["trace", str(evil), str(base), "--quiet"]) == 0

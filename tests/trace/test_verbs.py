@@ -42,9 +42,17 @@ def test_a_sketch_that_was_changed_is_refused(tmp_path: Path, base: Path, twin: 
 def test_a_family_is_found_with_its_root_and_its_strangers(tmp_path: Path, base: Path, twin: Path) -> None:
     tuned = changed(llama(0), 0.05, 1)
     step = {k: np.abs(v).max(-1, keepdims=True) / 7 for k, v in tuned.items()}
-    folders = [base, write(tmp_path / "tuned", tuned, CONFIG), write(tmp_path / "other", changed(llama(0), 0.08, 2), CONFIG),
-               write(tmp_path / "int4", {k: (np.round(v / step[k]) * step[k]).astype(np.float32) if v.ndim == 2 else v for k, v in tuned.items()}, CONFIG),
-               twin]  # fmt: skip
+    folders = [
+        base,
+        write(tmp_path / "tuned", tuned, CONFIG),
+        write(tmp_path / "other", changed(llama(0), 0.08, 2), CONFIG),
+        write(
+            tmp_path / "int4",
+            {k: (np.round(v / step[k]) * step[k]).astype(np.float32) if v.ndim == 2 else v for k, v in tuned.items()},
+            CONFIG,
+        ),
+        twin,
+    ]
     found = tree(folders)
     assert sorted(len(f["members"]) for f in found["families"]) == [1, 4]
     edges = {(Path(e["parent"]).name, Path(e["child"]).name): e for e in found["edges"]}
@@ -80,7 +88,11 @@ def test_edmonds_is_as_cheap_as_trying_everything(data: st.DataObject) -> None:
 
     assert reaches(found)
     options = itertools.product(*[[a for a in nodes if a != b] for b in nodes[1:]])
-    best = min(sum(costs[a, b] for b, a in p.items()) for p in (dict(zip(nodes[1:], o, strict=True)) for o in options) if reaches(p))
+    best = min(
+        sum(costs[a, b] for b, a in p.items())
+        for p in (dict(zip(nodes[1:], o, strict=True)) for o in options)
+        if reaches(p)
+    )
     assert sum(costs[a, b] for b, a in found.items()) == best
 
 
@@ -96,7 +108,9 @@ def card(folder: Path, base: str) -> None:
     (folder / "README.md").write_text(f"---\nlicense: mit\nbase_model: {base}\n---\n# A model\n")
 
 
-def test_a_true_claim_stands_and_a_false_one_is_contradicted(tmp_path: Path, base: Path, twin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_true_claim_stands_and_a_false_one_is_contradicted(
+    tmp_path: Path, base: Path, twin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     child = write(tmp_path / "child", changed(llama(0), 0.1), CONFIG)
     card(child, "somebody/base")
     assert main(["trace", "--claim", str(child), str(base), "--json", "--quiet"]) == 0
@@ -107,14 +121,18 @@ def test_a_true_claim_stands_and_a_false_one_is_contradicted(tmp_path: Path, bas
 
 def test_a_parent_that_was_not_declared_contradicts(tmp_path: Path, base: Path, twin: Path) -> None:
     child = write(tmp_path / "child", changed(llama(0), 0.1), CONFIG)
-    (child / "hermitcrab.json").write_text(json.dumps({"base": {"name": "scratch llama", "kind": "scratch", "uri": "scratch"}}))
+    (child / "hermitcrab.json").write_text(
+        json.dumps({"base": {"name": "scratch llama", "kind": "scratch", "uri": "scratch"}})
+    )
     assert main(["trace", "--claim", str(child), str(base), "--quiet"]) == 3
     assert main(["trace", "--claim", str(child), str(twin), "--quiet"]) == 0
 
 
 def test_a_record_leads_to_its_base(tmp_path: Path, base: Path) -> None:
     child = write(tmp_path / "child", changed(llama(0), 0.1), CONFIG)
-    (child / "hermitcrab.json").write_text(json.dumps({"base": {"name": "base", "kind": "safetensors", "uri": str(base)}}))
+    (child / "hermitcrab.json").write_text(
+        json.dumps({"base": {"name": "base", "kind": "safetensors", "uri": str(base)}})
+    )
     store = ["--store", str(tmp_path / "store"), "--quiet"]
     assert main(["trace", "--claim", str(child), *store]) == 0
     (child / "hermitcrab.json").write_text(json.dumps({"base": {"name": "gone", "uri": str(tmp_path / "gone")}}))

@@ -35,8 +35,12 @@ def test_twins_and_students_are_not_accused(zoo: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "relation"),
-    [("llama-sft", None), ("llama-continued-1x", None), ("llama-vocabulary-body", "vocabulary replaced"),
-     ("moe-upcycled-trained", "experts from a dense model")],  # fmt: skip
+    [
+        ("llama-sft", None),
+        ("llama-continued-1x", None),
+        ("llama-vocabulary-body", "vocabulary replaced"),
+        ("moe-upcycled-trained", "experts from a dense model"),
+    ],
 )
 def test_children_are_found_and_named(zoo: Path, kind: str, relation: str | None) -> None:
     for k in range(2):

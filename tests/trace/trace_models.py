@@ -47,16 +47,28 @@ def gpt2(seed: int, layers: int = 3, width: int = 48, neurons: int = 144) -> Ten
     def draw(*size: int) -> np.ndarray:
         return (r.standard_normal(size) / np.sqrt(width)).astype(np.float32)
 
-    out = {"wte.weight": draw(160, width), "wpe.weight": draw(64, width), "ln_f.weight": np.ones(width, np.float32), "ln_f.bias": draw(width)}
+    out = {
+        "wte.weight": draw(160, width),
+        "wpe.weight": draw(64, width),
+        "ln_f.weight": np.ones(width, np.float32),
+        "ln_f.bias": draw(width),
+    }
     for i in range(layers):
         at = f"h.{i}."
         out |= {
-            at + "attn.c_attn.weight": draw(width, 3 * width), at + "attn.c_attn.bias": draw(3 * width), at + "attn.c_proj.weight": draw(width, width),
-            at + "attn.c_proj.bias": draw(width), at + "mlp.c_fc.weight": draw(width, neurons), at + "mlp.c_fc.bias": draw(neurons),
-            at + "mlp.c_proj.weight": draw(neurons, width), at + "mlp.c_proj.bias": draw(width),
-            at + "ln_1.weight": np.ones(width, np.float32), at + "ln_1.bias": draw(width),
-            at + "ln_2.weight": np.ones(width, np.float32), at + "ln_2.bias": draw(width),
-        }  # fmt: skip
+            at + "attn.c_attn.weight": draw(width, 3 * width),
+            at + "attn.c_attn.bias": draw(3 * width),
+            at + "attn.c_proj.weight": draw(width, width),
+            at + "attn.c_proj.bias": draw(width),
+            at + "mlp.c_fc.weight": draw(width, neurons),
+            at + "mlp.c_fc.bias": draw(neurons),
+            at + "mlp.c_proj.weight": draw(neurons, width),
+            at + "mlp.c_proj.bias": draw(width),
+            at + "ln_1.weight": np.ones(width, np.float32),
+            at + "ln_1.bias": draw(width),
+            at + "ln_2.weight": np.ones(width, np.float32),
+            at + "ln_2.bias": draw(width),
+        }
     return out
 
 
@@ -75,7 +87,10 @@ def cnn(seed: int) -> Tensors:
 def changed(tensors: Tensors, size: float, seed: int = 99) -> Tensors:
     """Every matrix moved by `size` times its spread, as training on does."""
     r = np.random.default_rng(seed)
-    return {k: (v + size * v.std() * r.standard_normal(v.shape)).astype(np.float32) if v.ndim > 1 else v for k, v in tensors.items()}
+    return {
+        k: (v + size * v.std() * r.standard_normal(v.shape)).astype(np.float32) if v.ndim > 1 else v
+        for k, v in tensors.items()
+    }
 
 
 def write(folder: Path, tensors: Tensors, config: dict | None = None) -> Path:

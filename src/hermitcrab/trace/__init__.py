@@ -32,7 +32,9 @@ class _Callable(ModuleType):
         """See `hermitcrab.trace.tracing.trace`. `bases`: one path or several."""
         from hermitcrab.trace.tracing import trace
 
-        return trace(suspect, [bases] if isinstance(bases, str) or hasattr(bases, "__fspath__") else list(bases), **more)
+        return trace(
+            suspect, [bases] if isinstance(bases, str) or hasattr(bases, "__fspath__") else list(bases), **more
+        )
 
 
 def __getattr__(name: str) -> Any:

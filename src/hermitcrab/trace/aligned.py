@@ -78,7 +78,7 @@ def blocks(model: Model) -> list[Block]:
         if up is None or down is None:
             continue
         gain = model.gain(layer, 1)
-        vectors = []
+        vectors: list[np.ndarray | None] = []
         for part in (gate, up, down):
             if part is None:
                 vectors.append(None)
@@ -190,13 +190,17 @@ def agreement(mine: list[np.ndarray], other: list[np.ndarray]) -> float:
     return float((first.argmax(1) == second.argmax(1)).sum() / min(len(first), first.shape[1]))
 
 
-def judge(mode: str, scores: np.ndarray, rotation: np.ndarray | None, fitted_on: tuple[int, int] | None = None) -> Alignment:
+def judge(
+    mode: str, scores: np.ndarray, rotation: np.ndarray | None, fitted_on: tuple[int, int] | None = None
+) -> Alignment:
     rows = scores[~np.isnan(scores).any(1)]
     best = rows.max(1) if rows.size else np.zeros(1)
     return Alignment(mode, scores, float(best.mean()), float(best.max()), rotation, fitted_on=fitted_on)
 
 
-def align(suspect: Model, base: Model, ours: list[Block], theirs: list[Block], thorough: bool = True) -> list[Alignment]:
+def align(
+    suspect: Model, base: Model, ours: list[Block], theirs: list[Block], thorough: bool = True
+) -> list[Alignment]:
     """The alignments that could be tried, best first. `thorough`: the blind search too, where nothing else has locked."""
     if not ours or not theirs or len(ours[0].vectors()) != len(theirs[0].vectors()):
         return []

@@ -32,7 +32,9 @@ def borrowed(model: Model, other: Model) -> Model | None:
     fits: list[float] = []
     taken: set[str] = set()
     for shape, group in wanted.items():
-        found = _assign(model, other, group, [s.name for s in free if s.name not in taken and s.shape in (shape, shape[::-1])])
+        found = _assign(
+            model, other, group, [s.name for s in free if s.name not in taken and s.shape in (shape, shape[::-1])]
+        )
         for part, name, turned, fit in found:
             parts.append(replace(part, tensor=name, turned=turned, start=0, index=-1))
             fits.append(fit)

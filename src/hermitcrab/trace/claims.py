@@ -39,7 +39,15 @@ def declared(model: str | Path) -> list[Claim]:
         files = base.get("files")
         single = files[0] if isinstance(files, list) and len(files) == 1 and isinstance(files[0], dict) else {}
         digest = single["sha256"] if isinstance(single.get("sha256"), str) else None
-        found.append(Claim(base["name"], "hermitcrab.json", uri if isinstance(uri, str) else None, digest, base.get("kind") == "scratch"))
+        found.append(
+            Claim(
+                base["name"],
+                "hermitcrab.json",
+                uri if isinstance(uri, str) else None,
+                digest,
+                base.get("kind") == "scratch",
+            )
+        )
         return found
     for name in _front_matter(folder / "README.md"):
         found.append(Claim(name, "README.md"))
@@ -84,16 +92,22 @@ def check(model: str | Path, given: list[str], resolve: Any) -> tuple[dict[str, 
     for i, claim in enumerate(claims):
         if claim.scratch:
             continue
-        place = given[i] if i < len(given) and len(given) >= len([c for c in claims if not c.scratch]) else resolve(claim)
+        place = (
+            given[i] if i < len(given) and len(given) >= len([c for c in claims if not c.scratch]) else resolve(claim)
+        )
         if place is None:
             absent.append(claim.name)
         else:
             places.append((claim, str(place)))
     places += [(None, g) for g in given if g not in [p for _, p in places]]
     if not places and absent:
-        raise HermitcrabError(f"{model}: declares {', '.join(absent)}, which is not at hand; give its path: crab trace --claim {model} BASE")
+        raise HermitcrabError(
+            f"{model}: declares {', '.join(absent)}, which is not at hand; give its path: crab trace --claim {model} BASE"
+        )
     if not places:
-        raise HermitcrabError(f"{model}: says that it was trained from scratch, which weights alone can contradict but not confirm; give a base to test")
+        raise HermitcrabError(
+            f"{model}: says that it was trained from scratch, which weights alone can contradict but not confirm; give a base to test"
+        )
     verdict = trace(model, [p for _, p in places])
     rows = [_judged(claim, result, claims) for (claim, _), result in zip(places, verdict.results, strict=True)]
     status = 3 if any(r["contradicted"] for r in rows) else 0
@@ -105,9 +119,19 @@ def check(model: str | Path, given: list[str], resolve: Any) -> tuple[dict[str, 
 def _judged(claim: Claim | None, result: Result, claims: list[Claim]) -> dict[str, Any]:
     contradicted = result.verdict == NO_EVIDENCE if claim is not None else result.verdict == RELATED
     if claim is not None:
-        said = {"related": "the weights agree", "no-evidence": "the weights show no relation at all", "cannot-tell": "the weights cannot tell"}
+        said = {
+            "related": "the weights agree",
+            "no-evidence": "the weights show no relation at all",
+            "cannot-tell": "the weights cannot tell",
+        }
         text = f"declared base {claim.name} ({claim.where}): {said[result.verdict]}"
     else:
         what = "from scratch" if any(c.scratch for c in claims) else ", ".join(c.name for c in claims) or "no base"
         text = f"declared {what}; {result.base} was not declared, and is {'not independent' if contradicted else 'not shown to be related'}"
-    return {"declared": claim.name if claim else None, "base": result.base, "verdict": result.verdict, "contradicted": contradicted, "text": text}
+    return {
+        "declared": claim.name if claim else None,
+        "base": result.base,
+        "verdict": result.verdict,
+        "contradicted": contradicted,
+        "text": text,
+    }

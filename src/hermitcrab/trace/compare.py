@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from hermitcrab.trace.model import Model
 from hermitcrab.trace.structure import Part
 
 CHUNK = 1 << 20  # bytes of each file at a time
-PLAIN = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<u2")}
+PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<u2")}
 
 
 @dataclass
@@ -87,7 +88,9 @@ def compare(
     with progress("comparing weights", total, "numbers") as bar:
         if fast:
             with ThreadPoolExecutor(threads()) as pool:
-                for i, sums in zip(fast, pool.map(lambda i: _stream(suspect, base, *pairs[i], rows), fast), strict=True):
+                for i, sums in zip(
+                    fast, pool.map(lambda i: _stream(suspect, base, *pairs[i], rows), fast), strict=True
+                ):
                     out[i] = sums
                     bar.add(pairs[i][0].shape[0] * pairs[i][0].shape[1])
         for i in sorted(slow, key=lambda i: (pairs[i][0].tensor, pairs[i][0].start)):

@@ -66,7 +66,11 @@ def keys_of(model: Model) -> list[_Keys]:
     """Keys of every matrix that may be evidence. Constants are left out and noted in the model."""
     out = []
     for name, info in model.weights.tensors.items():
-        if not numeric(model.weights, info) or len(info.shape) < 2 or not SMALLEST <= info.elements <= LARGEST_MATRIX // 4:
+        if (
+            not numeric(model.weights, info)
+            or len(info.shape) < 2
+            or not SMALLEST <= info.elements <= LARGEST_MATRIX // 4
+        ):
             continue
         values = model.tensor(name)
         values = values.reshape(values.shape[0], -1) if values.ndim != 3 else values.reshape(-1, values.shape[-1])

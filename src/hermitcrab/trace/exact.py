@@ -99,7 +99,9 @@ class _Signs:
             if units < FEWEST or q <= 0:
                 continue
             z = sum(float(v.sum()) for v in layers.values()) / math.sqrt(q)
-            each = {k: float(v.sum()) / math.sqrt(float(v @ v) * self.loose[name]) for k, v in layers.items() if v.any()}
+            each = {
+                k: float(v.sum()) / math.sqrt(float(v @ v) * self.loose[name]) for k, v in layers.items() if v.any()
+            }
             dots, scales = (sum(x) for x in zip(*self.cosines[name], strict=True))
             out.append(Group(name, units, z, bound(z), dots / scales if scales else 0.0, each, WHAT.get(name, name)))
         return sorted(out, key=lambda g: g.log10_p)
@@ -117,7 +119,7 @@ def matched(suspect: Model, base: Model, layers: dict[int, int]) -> list[tuple[P
     return out
 
 
-def test(
+def examine(
     suspect: Model, base: Model, layers: dict[int, int], *, chosen: bool = False, rows: int | None = None
 ) -> Exact:
     """All exact tests of a pair.
@@ -194,9 +196,7 @@ def _one(
         signs.add("coordinates", -1, sums.column_swaps() if reads else sums.row_swaps(), sums)
 
 
-def _attention(
-    signs: _Signs, suspect: Model, base: Model, kept: list[tuple[Part, Part, Sums]], sampled: bool
-) -> None:
+def _attention(signs: _Signs, suspect: Model, base: Model, kept: list[tuple[Part, Part, Sums]], sampled: bool) -> None:
     """VO and QK: rows of one matrix belong to columns or rows of another."""
     by = {(part.layer, part.role): sums for part, _, sums in kept if part.role in ("q", "k", "v", "o")}
     a, b = suspect.heads, base.heads

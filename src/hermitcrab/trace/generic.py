@@ -46,7 +46,11 @@ def views(tensors: Sequence[Seen]) -> list[View]:
         if len(s.shape) < 2:
             continue
         if len(s.shape) == 2 and s.shape[0] in pairs:
-            hidden = {t.shape[1] for t in tensors if t.shape[0] == s.shape[0] and s.shape[0] in (3 * t.shape[1], 4 * t.shape[1])}
+            hidden = {
+                t.shape[1]
+                for t in tensors
+                if t.shape[0] == s.shape[0] and s.shape[0] in (3 * t.shape[1], 4 * t.shape[1])
+            }
             size = min(hidden)
             out.append(View(s.name, size, s.shape[1], s.shape[0] // size))
         else:
@@ -54,7 +58,9 @@ def views(tensors: Sequence[Seen]) -> list[View]:
     made = {v.out for v in out}
     for v in out:  # a plain layer behind a convolution takes channels times places
         if v.inner not in made and v.folds == 1:
-            channels = [c for c in made if c >= SMALLEST_SPACE and v.inner % c == 0 and v.inner > c and _square(v.inner // c)]
+            channels = [
+                c for c in made if c >= SMALLEST_SPACE and v.inner % c == 0 and v.inner > c and _square(v.inner // c)
+            ]
             if channels and sum(1 for s in tensors if len(s.shape) == 4):
                 v.inner = max(channels)
     return out
@@ -78,7 +84,8 @@ def pair_up(suspect: Sequence[Seen], base: Sequence[Seen]) -> list[tuple[Seen, S
     by_name = {s.name: s for s in base}
     pairs = [(s, by_name[s.name]) for s in suspect if s.name in by_name and by_name[s.name].shape == s.shape]
     left, right = ({s.name for s, _ in pairs}, {b.name for _, b in pairs})
-    ours, theirs = defaultdict(list), defaultdict(list)
+    ours: dict[tuple[int, ...], list[Seen]] = defaultdict(list)
+    theirs: dict[tuple[int, ...], list[Seen]] = defaultdict(list)
     for seen, taken, into in ((suspect, left, ours), (base, right, theirs)):
         for s in seen:
             if s.name not in taken and len(s.shape) >= 2:
@@ -89,7 +96,7 @@ def pair_up(suspect: Sequence[Seen], base: Sequence[Seen]) -> list[tuple[Seen, S
     return pairs
 
 
-def test(suspect: Model, base: Model) -> tuple[list[Group], list[str], list[tuple[str, str, float, float]]]:
+def examine(suspect: Model, base: Model) -> tuple[list[Group], list[str], list[tuple[str, str, float, float]]]:
     """Groups, what could not be tested, and (suspect's tensor, base's tensor, cosine, relative distance) of each pair."""
     pairs = pair_up(suspect.structure.spare, base.structure.spare)
     found = {v.name: v for v in views(suspect.structure.spare)}
@@ -122,12 +129,22 @@ def test(suspect: Model, base: Model) -> tuple[list[Group], list[str], list[tupl
     groups = []
     for size, parts in gathered.items():
         count = max(len(p) for p in parts)
-        t = sum(np.pad(p, (0, count - len(p))) for p in parts)
+        t = np.sum([np.pad(p, (0, count - len(p))) for p in parts], axis=0)
         q = float(t @ t)
         if (t != 0).sum() >= FEWEST and q > 0:
             z = float(t.sum()) / math.sqrt(q)
             dots, norms = (sum(x) for x in zip(*shared[size], strict=True))
-            groups.append(Group(f"units {size}", int((t != 0).sum()), z, bound(z), dots / norms, {}, f"swaps of neighboring hidden units, {size} wide"))
+            groups.append(
+                Group(
+                    f"units {size}",
+                    int((t != 0).sum()),
+                    z,
+                    bound(z),
+                    dots / norms,
+                    {},
+                    f"swaps of neighboring hidden units, {size} wide",
+                )
+            )
     return groups, [why] if why and pairs else [], told
 
 

@@ -15,7 +15,13 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-FAST: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}, "boundscheck": False, "error_model": "numpy"}
+FAST: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    "boundscheck": False,
+    "error_model": "numpy",
+}
 
 
 @intrinsic
@@ -31,7 +37,7 @@ def _as_float(typingctx, bits):  # type: ignore[no-untyped-def]
 @njit(inline="always")
 def _wide(x):  # type: ignore[no-untyped-def]
     """bfloat16 is the upper half of a float32."""
-    return _as_float(np.uint32(np.uint32(x) << np.uint32(16)))
+    return _as_float(np.uint32(np.uint32(x) << np.uint32(16)))  # type: ignore[call-arg]
 
 
 @njit(**FAST)

@@ -100,12 +100,19 @@ def deflated(mapped: list[Mapped], third: list[Block], gated: bool, centered: bo
             coordinates = column if coordinates is None else coordinates + column
         neurons.append(t)
     groups = []
-    for name, values in (("UD" if gated else "neurons", neurons), ("RES" if not centered else "coordinates", [coordinates])):
-        flat = np.concatenate([v for v in values if v is not None]) if any(v is not None for v in values) else np.zeros(0)
+    for name, values in (
+        ("UD" if gated else "neurons", neurons),
+        ("RES" if not centered else "coordinates", [coordinates]),
+    ):
+        flat = (
+            np.concatenate([v for v in values if v is not None]) if any(v is not None for v in values) else np.zeros(0)
+        )
         q = float(flat @ flat)
         if (flat != 0).sum() >= FEWEST and q > 0:
-            z = float(flat.sum()) / math.sqrt(q)
-            groups.append(Group(f"deflated {name}", int((flat != 0).sum()), z, bound(z), dots / norms if norms else 0.0))
+            score = float(flat.sum()) / math.sqrt(q)
+            groups.append(
+                Group(f"deflated {name}", int((flat != 0).sum()), score, bound(score), dots / norms if norms else 0.0)
+            )
     return sorted(groups, key=lambda g: g.log10_p)
 
 

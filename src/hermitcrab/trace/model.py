@@ -72,7 +72,9 @@ class Model:
             return self._whole[1]
         info = self.weights.info(name)
         if info.elements * 4 > LARGEST_MATRIX:
-            raise HermitcrabError(f"{self.path}: tensor `{name}` is too large to be held whole ({info.elements:,} numbers)")
+            raise HermitcrabError(
+                f"{self.path}: tensor `{name}` is too large to be held whole ({info.elements:,} numbers)"
+            )
         values = self.weights.read(name).astype(np.float32, copy=False)
         self.reader.bytes_read += info.nbytes
         self._whole = (name, values)
@@ -122,7 +124,9 @@ def open_model(path: str | Path) -> Model:
     """
     weights = open_weights(Path(path))
     if len(weights.tensors) > MOST_TENSORS:
-        raise HermitcrabError(f"{path}: {len(weights.tensors):,} tensors are more than a model has (at most {MOST_TENSORS:,})")
+        raise HermitcrabError(
+            f"{path}: {len(weights.tensors):,} tensors are more than a model has (at most {MOST_TENSORS:,})"
+        )
     uses = weights.metadata.get("uses", {}) if weights.format == "onnx" else {}
     seen, constants = [], {}
     for name, info in weights.tensors.items():
@@ -133,7 +137,9 @@ def open_model(path: str | Path) -> Model:
         shape = _folded(info.shape)
         seen.append(Seen(name, shape, use.turned if use is not None and len(info.shape) == 2 else None))
     if not any(len(s.shape) >= 2 and s.shape[0] * s.shape[1] >= SMALLEST for s in seen):
-        raise HermitcrabError(f"{path}: holds no matrix of floating-point weights to compare (tensors: {len(weights.tensors):,})")
+        raise HermitcrabError(
+            f"{path}: holds no matrix of floating-point weights to compare (tensors: {len(weights.tensors):,})"
+        )
     structure = understand(seen, ordered=weights.format == "onnx")
     model = Model(Path(path), weights, structure, Heads(), weights.opened(), constants)
     model.parts = {p.key: p for p in structure.parts}

@@ -27,13 +27,23 @@ def render(verdict: Verdict) -> str:
 
     engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = engine.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    return template.render(plain({"suspect": verdict.suspect, "version": __version__, "results": [view(r) for r in verdict.results]}))
+    return template.render(
+        plain({"suspect": verdict.suspect, "version": __version__, "results": [view(r) for r in verdict.results]})
+    )
 
 
 def view(r: Result) -> dict[str, Any]:
-    facts = [(k, "; ".join(f"{a}: {b}" for a, b in v.items()) if isinstance(v, dict) else str(v)) for k, v in r.details.items()]
+    facts = [
+        (k, "; ".join(f"{a}: {b}" for a, b in v.items()) if isinstance(v, dict) else str(v))
+        for k, v in r.details.items()
+    ]
     if r.aligned:
-        facts.append(("aligned neurons that agree", ", ".join(f"{mode} {share:.1%}" for mode, share in r.aligned["tried"].items())))
+        facts.append(
+            (
+                "aligned neurons that agree",
+                ", ".join(f"{mode} {share:.1%}" for mode, share in r.aligned["tried"].items()),
+            )
+        )
     if r.copies:
         facts.append(("same numbers", f"{len(r.copies['same'])} of {r.copies['matrices']} matrices"))
     facts += [("level", f"{r.decision.alpha:.1g}"), ("cost", f"{r.seconds:.1f} s, {r.bytes_read / 1e6:,.1f} MB read")]
@@ -67,7 +77,9 @@ def picture(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         boxes.append({"x": x, "y": 4, "w": w, "hit": bool(there), "title": title})
     for j in theirs:
         x, w = place(j, len(theirs))
-        boxes.append({"x": x, "y": 148, "w": w, "hit": any(r["base_layer"] == j for r in hits), "title": f"base layer {j}"})
+        boxes.append(
+            {"x": x, "y": 148, "w": w, "hit": any(r["base_layer"] == j for r in hits), "title": f"base layer {j}"}
+        )
     for r in hits:
         x, w = place(ours.index(r["layer"]), len(ours))
         u, v = place(r["base_layer"], len(theirs))

@@ -52,14 +52,16 @@ class Relation:
         return self.names[0] if self.names else "related"
 
 
-def difference(layer: int, role: str, a: np.ndarray, b: np.ndarray, known_a: bool = False, known_b: bool = False) -> Difference:
+def difference(
+    layer: int, role: str, a: np.ndarray, b: np.ndarray, known_a: bool = False, known_b: bool = False
+) -> Difference:
     """Suspect `a` and base `b`, float32 (rows, columns). `known_*`: stored in few bits, so that no grid need be looked for."""
     a, b = a[:2048].astype(np.float64), b[:2048].astype(np.float64)
     norm = max(float(np.linalg.norm(b)), 1e-30)
-    cosine = float(np.vdot(a, b) / max(np.linalg.norm(a) * norm, 1e-30))
+    cosine = float(np.vdot(a, b) / max(float(np.linalg.norm(a)) * norm, 1e-30))
     distance = float(np.linalg.norm(a - b)) / norm
     live = a != 0
-    kept = float(np.linalg.norm((a - b)[live]) / max(np.linalg.norm(b[live]), 1e-30))
+    kept = float(np.linalg.norm((a - b)[live]) / max(float(np.linalg.norm(b[live])), 1e-30))
     rank, smaller = 0, min(a.shape)
     if distance > REPACKED and smaller >= 16:
         rows = a - b if smaller <= 1024 else (a - b)[:1024, :1024]
@@ -69,7 +71,20 @@ def difference(layer: int, role: str, a: np.ndarray, b: np.ndarray, known_a: boo
     bits_a, bits_b = (8 if known else grid_bits(x) for known, x in ((known_a, a), (known_b, b)))
     step = np.abs(a).max(1, keepdims=True) / max(2 ** (bits_a - 1) - 1, 1) if bits_a else np.zeros((len(a), 1))
     rounded = float((np.abs(b) < step / 2).mean())
-    return Difference(layer, role, cosine, distance, float((a == 0).mean()), float((b == 0).mean()), rounded, kept, bits_a, bits_b, rank, smaller)
+    return Difference(
+        layer,
+        role,
+        cosine,
+        distance,
+        float((a == 0).mean()),
+        float((b == 0).mean()),
+        rounded,
+        kept,
+        bits_a,
+        bits_b,
+        rank,
+        smaller,
+    )
 
 
 def grid_bits(x: np.ndarray) -> int:
@@ -142,20 +157,32 @@ def classify(
         r.names.insert(0, "body shared in part")
         r.details["layers without a match"] = list(strange)
     if relabeled:
-        r.details["relabeled"] = "neurons, coordinates, heads or signs stand elsewhere, which changes nothing that is computed"
+        r.details["relabeled"] = (
+            "neurons, coordinates, heads or signs stand elsewhere, which changes nothing that is computed"
+        )
     if not r.names and same_tensors:
         r.names.append("body shared in part")
     return r
 
 
 def _structure(
-    r: Relation, layer_map: Sequence[int], base_layers: int, shapes: dict[str, tuple[int, int]], experts: bool, vocabulary: bool
+    r: Relation,
+    layer_map: Sequence[int],
+    base_layers: int,
+    shapes: dict[str, tuple[int, int]],
+    experts: bool,
+    vocabulary: bool,
 ) -> None:
     used = [j for j in layer_map if j >= 0]
     if used and len(set(used)) < len(used) and not experts:
         r.names.append("layers duplicated")
         r.direction, r.because = "suspect from base", "layers of the base stand in the suspect more than once"
-    if used and set(range(base_layers)) - set(used) and len(used) >= 0.75 * len(layer_map) and "layers duplicated" not in r.names:
+    if (
+        used
+        and set(range(base_layers)) - set(used)
+        and len(used) >= 0.75 * len(layer_map)
+        and "layers duplicated" not in r.names
+    ):
         r.names.append("layers dropped")
         r.direction, r.because = "suspect from base", "every layer of the suspect is one of the base's, which has more"
     if [j for j in used if used.count(j) == 1] != sorted(j for j in used if used.count(j) == 1):
@@ -173,7 +200,9 @@ def _structure(
         r.names.append("vocabulary replaced")
 
 
-def _numbers(r: Relation, body: Sequence[Difference], all_same: bool, repacked: bool, merged: bool, shaped: bool) -> None:
+def _numbers(
+    r: Relation, body: Sequence[Difference], all_same: bool, repacked: bool, merged: bool, shaped: bool
+) -> None:
     distance = float(np.median([d.distance for d in body]))
     r.details["relative distance"] = round(float(distance), 6)
     r.details["cosine"] = round(float(np.median([d.cosine for d in body])), 6)
@@ -185,7 +214,9 @@ def _numbers(r: Relation, body: Sequence[Difference], all_same: bool, repacked: 
         if not shaped:
             r.names.append("re-packaged")
         return
-    zeros, theirs, rounded = (float(np.median([getattr(d, k) for d in body])) for k in ("zeros", "zeros_base", "rounded"))
+    zeros, theirs, rounded = (
+        float(np.median([getattr(d, k) for d in body])) for k in ("zeros", "zeros_base", "rounded")
+    )
     bits = [d.bits for d in body]
     base_bits = [d.bits_base for d in body]
     on_grid, base_grid = (sum(b > 0 for b in x) > len(x) / 2 for x in (bits, base_bits))

@@ -56,7 +56,9 @@ def attest(package: Path, commitment: str, seed: int, nonce: str, draw: Any) -> 
 
     said = "sha256:" + hashlib.sha256(f"{seed}|{nonce}".encode()).hexdigest()
     if said != commitment:
-        return Attestation(False, 0.0, 0.0, False, f"the seed is not the committed one: {said[:19]}…, recorded {commitment[:19]}…")
+        return Attestation(
+            False, 0.0, 0.0, False, f"the seed is not the committed one: {said[:19]}…, recorded {commitment[:19]}…"
+        )
     weights = package / "model.safetensors"
     with tempfile.TemporaryDirectory(prefix="crab-seed-") as folder:
         draw(Path(folder), seed)

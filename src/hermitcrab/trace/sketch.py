@@ -40,7 +40,10 @@ def _opened(weights: Weights, path: Path) -> Model:
         told = json.loads(weights.metadata[MARK])
         if told["version"] != VERSION:
             raise HermitcrabError(f"{path}: is a sketch of version {told['version']}; expected {VERSION}")
-        parts = [Part(p["role"], p["layer"], p["tensor"], (int(p["shape"][0]), int(p["shape"][1])), expert=p["expert"]) for p in told["parts"]]
+        parts = [
+            Part(p["role"], p["layer"], p["tensor"], (int(p["shape"][0]), int(p["shape"][1])), expert=p["expert"])
+            for p in told["parts"]
+        ]
         facts, heads = told["facts"], Heads(**told["heads"])
         structure = Structure(parts, gains={(-1, 0): ""} if facts["gains"] else {}, layers=int(facts["layers"]), width=int(facts["width"]),
                               gated=bool(facts["gated"]), centered=bool(facts["centered"]), sure_gate=bool(facts["sure_gate"]),
@@ -68,7 +71,9 @@ def sketch(source: str | Path, target: str | Path) -> dict[str, Any]:
     with open_model(source) as model:
         parts = [p for p in model.structure.parts if p.role in READS]
         if not parts:
-            raise HermitcrabError(f"{source}: no attention or feed-forward blocks were recognized, so there is nothing to sketch by")
+            raise HermitcrabError(
+                f"{source}: no attention or feed-forward blocks were recognized, so there is nothing to sketch by"
+            )
         width = sum(p.shape[1] * 2 for p in parts)
         rows = max(2, min(MOST_ROWS, LARGEST // width) // 2 * 2)
         tensors: dict[str, np.ndarray] = {}
@@ -79,7 +84,9 @@ def sketch(source: str | Path, target: str | Path) -> dict[str, Any]:
             if not np.isfinite(values).all():
                 raise HermitcrabError(f"{source}: tensor `{p.tensor}` holds NaN or infinite numbers")
             tensors[name] = _bfloat16(values)
-            described.append({"role": p.role, "layer": p.layer, "expert": p.expert, "shape": list(p.shape), "tensor": name})
+            described.append(
+                {"role": p.role, "layer": p.layer, "expert": p.expert, "shape": list(p.shape), "tensor": name}
+            )
         s = model.structure
         told = {
             "version": VERSION, "rows": rows, "parts": described, "heads": asdict(model.heads),
@@ -89,7 +96,14 @@ def sketch(source: str | Path, target: str | Path) -> dict[str, Any]:
         }  # fmt: skip
     data = _file(tensors, told)
     write_atomic(Path(target), data)
-    return {"sketch": str(target), "model": str(source), "bytes": len(data), "rows": rows, "matrices": len(tensors), "files": told["files"]}
+    return {
+        "sketch": str(target),
+        "model": str(source),
+        "bytes": len(data),
+        "rows": rows,
+        "matrices": len(tensors),
+        "files": told["files"],
+    }
 
 
 def _bfloat16(values: np.ndarray) -> np.ndarray:

@@ -19,13 +19,17 @@ HINTS = {
     "q": r"q_proj|query|attn_q|wq|q_lin|to_q|q",
     "k": r"k_proj|key|attn_k|wk|k_lin|to_k|k",
     "v": r"v_proj|value|attn_v|wv|v_lin|to_v|v",
-    "o": r"o_proj|out_proj|attn_output|wo|out_lin|to_out|attention\.dense|self_attention\.dense|attn\.proj|attn\.c_proj|attention\.output\.dense|o",
+    "o": r"o_proj|out_proj|attn_output|wo|out_lin|to_out|attention\.dense|"
+    r"self_attention\.dense|attn\.proj|attn\.c_proj|attention\.output\.dense|o",
     "gate": r"gate_proj|ffn_gate(_exps)?|w1|wi_0|fc1_g",
     "up": r"up_proj|ffn_up(_exps)?|w3|wi_1|fc1(_x)?|c_fc|intermediate\.dense|dense_h_to_4h|lin1|linear1|fc_in|up|wi",
     "down": r"down_proj|ffn_down(_exps)?|w2|fc2|mlp\.c_proj|output\.dense|dense_4h_to_h|lin2|linear2|fc_out|down",
     "router": r"router|block_sparse_moe\.gate|mlp\.gate|ffn_gate_inp|gate",
 }  # fmt: skip
-PATTERNS = {role: re.compile(rf"(?:.*[./_])?(?:{text})(?:[._](?:weight|kernel|w|base_layer))*", re.I) for role, text in HINTS.items()}
+PATTERNS = {
+    role: re.compile(rf"(?:.*[./_])?(?:{text})(?:[._](?:weight|kernel|w|base_layer))*", re.I)
+    for role, text in HINTS.items()
+}
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,11 @@ def _by_index(matrices: Sequence[Seen]) -> list[list[Seen]]:
     prefixes: Counter[str] = Counter()
     for (prefix, _), block in blocks.items():
         prefixes[prefix] += len(block)
-    chosen = {p for p in prefixes if sum(1 for q, _ in blocks if q == p) >= 1 and max(len(b) for (q, _), b in blocks.items() if q == p) >= 2}
+    chosen = {
+        p
+        for p in prefixes
+        if sum(1 for q, _ in blocks if q == p) >= 1 and max(len(b) for (q, _), b in blocks.items() if q == p) >= 2
+    }
     if mixed * 2 > len(shapes) or not chosen:
         return []
     return [blocks[key] for key in sorted(blocks) if key[0] in chosen and len(blocks[key]) >= 2]
@@ -168,7 +176,7 @@ def _phase(shapes: list[tuple[int, ...]], start: int, period: int, covered: int)
         extra += 1
     for shift in range(extra + 1):
         block = shapes[start + shift : start + shift + period]
-        if len(block[0]) == 2 and block[0][0] == block[0][1] and not (block[-1][0] == block[-1][1]):
+        if len(block[0]) == 2 and block[0][0] == block[0][1] and block[-1][0] != block[-1][1]:
             return start + shift
     return start
 
@@ -203,8 +211,12 @@ def _layer(found: Structure, layer: int, group: Sequence[Seen]) -> list[Seen]:
             spare.append(s)
             continue
         named["stack" if len(s.shape) == 3 else "matrix"].append((s, hint(s.name)))
-    experts = [x for x in named["matrix"] if (m := re.findall(r"\d+", x[0].name)) and len(m) >= 2 and re.search(r"expert", x[0].name)]
-    numbered = _numbered_experts(named["matrix"]) if not experts else experts
+    experts = [
+        x
+        for x in named["matrix"]
+        if (m := re.findall(r"\d+", x[0].name)) and len(m) >= 2 and re.search(r"expert", x[0].name)
+    ]
+    numbered = experts if experts else _numbered_experts(named["matrix"])
     plain = [x for x in named["matrix"] if x not in numbered]
     for number, members in sorted(_by_expert(numbered).items()):
         spare += _mlp(found, layer, members, flipped, number)
@@ -247,12 +259,16 @@ def _by_expert(matrices: list[tuple[Seen, str | None]]) -> dict[int, list[tuple[
     return out
 
 
-def _add(found: Structure, layer: int, role: str, s: Seen, flipped: bool, expert: int = -1, start: int = 0, rows: int = 0) -> None:
+def _add(
+    found: Structure, layer: int, role: str, s: Seen, flipped: bool, expert: int = -1, start: int = 0, rows: int = 0
+) -> None:
     out, inner = (s.shape[1], s.shape[0]) if flipped else (s.shape[0], s.shape[1])
     found.parts.append(Part(role, layer, s.name, (rows or out, inner), flipped, start, expert))
 
 
-def _mlp(found: Structure, layer: int, members: list[tuple[Seen, str | None]], flipped: bool, expert: int = -1) -> list[Seen]:
+def _mlp(
+    found: Structure, layer: int, members: list[tuple[Seen, str | None]], flipped: bool, expert: int = -1
+) -> list[Seen]:
     """gate, up and down by shape: the one that writes the stream is `down`; of two readers the gate comes first."""
     d, spare = found.width, []
     writers = [x for x in members if x[0].shape[1 if flipped else 0] == d and x[0].shape[0] != x[0].shape[1]]
@@ -387,7 +403,11 @@ def _outside(found: Structure, matrices: Sequence[Seen]) -> None:
     if not tables:
         return
     rows = max(_other(s, d) for s in tables)
-    big = [s for s in tables if _other(s, d) == rows and rows > 2 * d or re.search(r"embed|wte|lm_head|token_embd|tok_", s.name)]
+    big = [
+        s
+        for s in tables
+        if (_other(s, d) == rows and rows > 2 * d) or re.search(r"embed|wte|lm_head|token_embd|tok_", s.name)
+    ]
     for s in tables:
         turned = s.shape[0] == d and s.shape[1] != d
         if s in big and _other(s, d) == rows:
@@ -412,7 +432,9 @@ def _vectors(found: Structure, vectors: Sequence[Seen], groups: Sequence[Sequenc
         norms = [s for s in within if re.search(r"norm|ln", s.name, re.I)]
         gains = [s for s in norms if not re.search(r"(bias|beta|\.b)$", s.name)]
         shifts += sum(1 for s in norms if re.search(r"(bias|beta|\.b)$", s.name))
-        gains.sort(key=lambda s: (not re.search(r"attn_norm|attention|input|ln_?1|norm1|before", s.name), natural(s.name)))
+        gains.sort(
+            key=lambda s: (not re.search(r"attn_norm|attention|input|ln_?1|norm1|before", s.name), natural(s.name))
+        )
         if len(gains) == 2:
             found.gains[layer, 0], found.gains[layer, 1] = gains[0].name, gains[1].name
     found.centered = shifts >= found.layers

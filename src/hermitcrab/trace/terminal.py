@@ -17,13 +17,30 @@ def render(verdict: Verdict) -> str:
 
 
 def _one(suspect: str, r: Result) -> str:
-    parts = [f"{plain(suspect)}  against  {plain(r.base)}", _wrapped(plain(r.sentence)), f"  because: {plain(r.decision.why)}"]
+    parts = [
+        f"{plain(suspect)}  against  {plain(r.base)}",
+        _wrapped(plain(r.sentence)),
+        f"  because: {plain(r.decision.why)}",
+    ]
     if r.because:
         parts.append(f"  direction: {plain(r.because)}")
     if r.groups:
-        parts.append(table(["evidence", "signs", "z", "log10 p", "cosine", "status"],
-                           [[g["what"] or g["name"], f"{g['units']:,}", f"{g['z']:.1f}", f"{g['log10_p']:.1f}", f"{g['cosine']:.4f}", g["status"]]
-                            for g in r.groups]))  # fmt: skip
+        parts.append(
+            table(
+                ["evidence", "signs", "z", "log10 p", "cosine", "status"],
+                [
+                    [
+                        g["what"] or g["name"],
+                        f"{g['units']:,}",
+                        f"{g['z']:.1f}",
+                        f"{g['log10_p']:.1f}",
+                        f"{g['cosine']:.4f}",
+                        g["status"],
+                    ]
+                    for g in r.groups
+                ],
+            )
+        )
     if r.aligned:
         a = r.aligned
         tried = ", ".join(f"{mode} {score:.1%}" for mode, score in a["tried"].items())
@@ -49,26 +66,30 @@ def _one(suspect: str, r: Result) -> str:
 
 def layers(rows: Sequence[dict[str, Any]]) -> str:
     """`0-11 → 0-11, 12-23 → 8-19`: runs of layers that follow one another in both."""
-    runs: list[list[int | None]] = []
+    runs: list[list[int]] = []  # first and last layer of the suspect, first and last of the base; -1 for no match
     for row in rows:
-        here, there = row["layer"], row["base_layer"]
-        if runs and runs[-1][1] is not None and here == runs[-1][1]:
+        here, there = int(row["layer"]), -1 if row["base_layer"] is None else int(row["base_layer"])
+        if runs and here == runs[-1][1]:
             continue  # another expert of the same layer
-        last = runs[-1] if runs else None
-        if last is not None and here == last[1] + 1 and ((there is None and last[3] is None) or (there is not None and last[3] == there - 1)):  # type: ignore[operator]
+        last = runs[-1] if runs else [here, here, -2, -2]
+        follows = there == -1 == last[3] or (there > 0 and there == last[3] + 1)
+        if runs and here == last[1] + 1 and follows:
             last[1], last[3] = here, there
         else:
             runs.append([here, here, there, there])
 
-    def span(a: int | None, b: int | None) -> str:
-        return "nothing" if a is None else str(a) if a == b else f"{a}-{b}"
+    def span(a: int, b: int) -> str:
+        return "nothing" if a < 0 else str(a) if a == b else f"{a}-{b}"
 
     return ", ".join(f"{span(a, b)} → {span(c, d)}" for a, b, c, d in runs)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
-    lines = ["  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in [head, *rows]]
+    lines = [
+        "  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
+        for r in [head, *rows]
+    ]
     return "\n".join(lines)
 
 
@@ -86,9 +107,13 @@ def render_tree(tree: dict[str, Any]) -> str:
             if e["tree"] and e["parent"] == name and e["child"] not in seen:
                 seen.add(e["child"])
                 mark = "→" if e["directed"] else "-"
-                also = [x["parent"] for x in edges if x["child"] == e["child"] and x["parent"] != name and not x["tree"]]
+                also = [
+                    x["parent"] for x in edges if x["child"] == e["child"] and x["parent"] != name and not x["tree"]
+                ]
                 plus = f"  + {', '.join(plain(x) for x in also)}" if also else ""
-                lines.append("  " * depth + f"{mark} {plain(e['child'])}  ({e['relation']}, distance {e['distance']:.3f}){plus}")
+                lines.append(
+                    "  " * depth + f"{mark} {plain(e['child'])}  ({e['relation']}, distance {e['distance']:.3f}){plus}"
+                )
                 below(e["child"], depth + 1, seen)
 
     for family in tree["families"]:
@@ -98,6 +123,8 @@ def render_tree(tree: dict[str, Any]) -> str:
 
 
 def render_claims(told: dict[str, Any]) -> str:
-    lines = [f"{'contradicted' if r['contradicted'] else 'not contradicted'}: {plain(r['text'])}" for r in told["claims"]]
+    lines = [
+        f"{'contradicted' if r['contradicted'] else 'not contradicted'}: {plain(r['text'])}" for r in told["claims"]
+    ]
     lines += [f"not at hand, not tested: {plain(name)}" for name in told["not_at_hand"]]
     return "\n".join(lines + [f"  {plain(r['sentence'])}" for r in told["results"]])

@@ -18,9 +18,9 @@ from hermitcrab.trace.borrow import borrowed
 from hermitcrab.trace.depth import by_magnitudes, layer_map
 from hermitcrab.trace.digests import Copies
 from hermitcrab.trace.exact import Exact, Group
-from hermitcrab.trace.exact import test as exact_test
+from hermitcrab.trace.exact import examine as examine_exactly
 from hermitcrab.trace.mapping import Mapped, deflated, map_blocks, merge_weights
-from hermitcrab.trace.model import Model, open_model
+from hermitcrab.trace.model import Model
 from hermitcrab.trace.null import tables
 from hermitcrab.trace.relation import Difference, Relation, classify, difference
 from hermitcrab.trace.verdict import NO_EVIDENCE, RELATED, Decision, Evidence, Levels, Result, Verdict, judge, sentence
@@ -98,7 +98,9 @@ def _check(suspect: str | Path, bases: Sequence[str | Path], alpha: float) -> No
     for path in [suspect, *bases]:
         place = Path(path).resolve()
         if place in seen:
-            raise UsageError(f"{path}: is given twice (it is the same as {seen[place]}); a model has no ancestry with itself")
+            raise UsageError(
+                f"{path}: is given twice (it is the same as {seen[place]}); a model has no ancestry with itself"
+            )
         seen[place] = str(path)
 
 
@@ -113,10 +115,10 @@ def _measure(suspect: Model, base: Model, sample: bool) -> Pair:
         base = helped
     layers, chosen = by_magnitudes(suspect, base)
     chosen = chosen or helped is not None
-    exact = exact_test(suspect, base, layers, chosen=chosen, rows=min(limits, default=None))
+    exact = examine_exactly(suspect, base, layers, chosen=chosen, rows=min(limits, default=None))
     pair = Pair(base, exact, suspect, chosen=chosen, borrowed=helped is not None, layers=layers, sampled=sample)
     if not sample:
-        groups, why_not, pair.told = generic.test(suspect, base)
+        groups, why_not, pair.told = generic.examine(suspect, base)
         exact.groups += groups
         exact.not_tested += why_not
         small = sum(i.nbytes for m in (suspect, base) for i in m.weights.tensors.values()) <= DIGEST_BYTES
@@ -189,7 +191,9 @@ def _result(suspect: Model, pair: Pair, pairs: list[Pair], alpha: float) -> Resu
     elif pair.chosen:
         assumptions.append("layers were matched by magnitudes, which no change of signs moves")
     if decision.p_status == "conformal":
-        assumptions.append(f"two independent models of this kind score as those of the shipped table do ({known['mean'].models})")
+        assumptions.append(
+            f"two independent models of this kind score as those of the shipped table do ({known['mean'].models})"
+        )
     result = Result(
         base=pair.base.name, decision=decision, relation=_relation_name(decision, relation), relations=relation.names,
         direction=relation.direction, because=relation.because, details=relation.details,
@@ -241,10 +245,23 @@ def _layer_rows(suspect: Model, pair: Pair, decision: Decision) -> list[dict[str
                          "score": None if math.isnan(score) else round(float(score), 4)})  # fmt: skip
         return rows
     for layer in range(suspect.structure.layers):
-        z = [abs(v) for g in pair.exact.groups for k, v in g.layers.items() if (k == layer or (k >= 4096 and k // 4096 == layer))]
+        z = [
+            abs(v)
+            for g in pair.exact.groups
+            for k, v in g.layers.items()
+            if (k == layer or (k >= 4096 and k // 4096 == layer))
+        ]
         there = pair.layers.get(layer)
         if z and there is not None:
-            rows.append({"layer": layer, "expert": -1, "base_layer": there if max(z) > 4 else None, "score": None, "z": round(max(z), 2)})
+            rows.append(
+                {
+                    "layer": layer,
+                    "expert": -1,
+                    "base_layer": there if max(z) > 4 else None,
+                    "score": None,
+                    "z": round(max(z), 2),
+                }
+            )
     return rows
 
 
@@ -252,12 +269,15 @@ def _relation(suspect: Model, pair: Pair, pairs: list[Pair]) -> Relation:
     base, best = pair.base, pair.best
     moved = [m.moved for m in pair.mapped]
     flipped = [m.flipped for m in pair.mapped]
-    relabeled = bool(best and best.mode != "as it stands" and best.mean > 0.1) or (bool(moved) and (np.mean(moved) > 0.3 or np.mean(flipped) > 0.2))
+    relabeled = bool(best and best.mode != "as it stands" and best.mean > 0.1)
+    relabeled = relabeled or (bool(moved) and bool(np.mean(moved) > 0.3 or np.mean(flipped) > 0.2))
     if relabeled:
-        differences = [difference(m.block.layer, "mlp", x, y) for m in pair.mapped for x, y in zip(m.ours, m.theirs, strict=True)][:LOOKED_AT]
+        differences = [
+            difference(m.block.layer, "mlp", x, y) for m in pair.mapped for x, y in zip(m.ours, m.theirs, strict=True)
+        ][:LOOKED_AT]
     else:
         differences = _differences(suspect, pair)
-    found = pair.best.layer_map if best else []
+    found = best.layer_map if best else []
     per_layer = _per_layer(pair)
     experts = any(b.expert >= 0 for b in pair.ours) and not any(b.expert >= 0 for b in pair.theirs)
     s, b = suspect.structure, base.structure
@@ -310,13 +330,29 @@ def _differences(suspect: Model, pair: Pair) -> list[Difference]:
     chosen = [(p, q) for p, q in pair.exact.pairs if p.layer >= 0 and p.role != "router"] or pair.exact.pairs
     step = max(1, -(-len(chosen) // LOOKED_AT))
     out = [
-        difference(p.layer, p.role, suspect.matrix(p), pair.base.matrix(q), coarse(suspect, p.tensor), coarse(pair.base, q.tensor))
+        difference(
+            p.layer,
+            p.role,
+            suspect.matrix(p),
+            pair.base.matrix(q),
+            coarse(suspect, p.tensor),
+            coarse(pair.base, q.tensor),
+        )
         for p, q in chosen[::step]
     ]
     if not out:
         for ours, theirs, _, _ in pair.told[:LOOKED_AT]:
             a, b = suspect.tensor(ours), pair.base.tensor(theirs)
-            out.append(difference(0, "tensor", a.reshape(len(a), -1), b.reshape(len(b), -1), coarse(suspect, ours), coarse(pair.base, theirs)))
+            out.append(
+                difference(
+                    0,
+                    "tensor",
+                    a.reshape(len(a), -1),
+                    b.reshape(len(b), -1),
+                    coarse(suspect, ours),
+                    coarse(pair.base, theirs),
+                )
+            )
     return out
 
 
@@ -328,7 +364,9 @@ def _vocabulary_moved(suspect: Model, pair: Pair, differences: Sequence[Differen
     if ours.shape != theirs.shape:
         return ours.shape[1] == theirs.shape[1]
     body = float(np.median([d.cosine for d in differences if d.layer >= 0] or [0.0]))
-    cosine = next((s.cosine for (p, _), s in zip(pair.exact.pairs, pair.exact.sums, strict=True) if p.role == "embedding"), 1.0)
+    cosine = next(
+        (s.cosine for (p, _), s in zip(pair.exact.pairs, pair.exact.sums, strict=True) if p.role == "embedding"), 1.0
+    )
     return cosine < 0.5 * body and body > 0.3
 
 
@@ -340,7 +378,10 @@ def _merged(suspect: Model, pair: Pair, pairs: list[Pair]) -> dict[str, object] 
     main = max((p for p in fit if p.mapped), key=lambda p: sum(sum(m.cosines) for m in p.mapped), default=None)
     if main is None or len(fit) < 2:
         return None
-    targets, parents = _plain_stack(suspect, fit) if main.best and main.best.mode == "as it stands" and np.mean([m.moved for m in main.mapped]) < 0.1 else _mapped_stack(main, fit)  # fmt: skip
+    in_place = (
+        main.best is not None and main.best.mode == "as it stands" and np.mean([m.moved for m in main.mapped]) < 0.1
+    )
+    targets, parents = _plain_stack(suspect, fit) if in_place else _mapped_stack(main, fit)
     if not targets:
         return None
     weights, error, gain = merge_weights(targets, parents)
@@ -350,11 +391,19 @@ def _merged(suspect: Model, pair: Pair, pairs: list[Pair]) -> dict[str, object] 
         return None
     if second < 0.002 or abs(own) < 0.002:
         return None
-    return {"weights": {p.base.name: round(w, 4) for p, w in zip(fit, weights, strict=True)}, "error": round(error, 4), "gain": round(gain, 4)}
+    return {
+        "weights": {p.base.name: round(w, 4) for p, w in zip(fit, weights, strict=True)},
+        "error": round(error, 4),
+        "gain": round(gain, 4),
+    }
 
 
 def _plain_stack(suspect: Model, fit: list[Pair]) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
-    common = [p for p, _ in fit[0].exact.pairs if p.layer >= 0 and all(any(p.key == x.key for x, _ in f.exact.pairs) for f in fit)]
+    common = [
+        p
+        for p, _ in fit[0].exact.pairs
+        if p.layer >= 0 and all(any(p.key == x.key for x, _ in f.exact.pairs) for f in fit)
+    ]
     step = max(1, -(-len(common) // LOOKED_AT))
     targets, parents = [], [[] for _ in fit]  # type: ignore[var-annotated]
     for part in common[::step]:
@@ -381,5 +430,3 @@ def _mapped_stack(main: Pair, fit: list[Pair]) -> tuple[list[np.ndarray], list[l
             for into, vectors in zip(parents, row, strict=True):
                 into += vectors
     return targets, parents
-
-

@@ -59,8 +59,12 @@ def _pair(a: str, b: str, alpha: float) -> dict[str, Any] | None:
         raise
     if r.verdict != RELATED:
         return None
-    cosines = [r.details.get("cosine")] if "cosine" in r.details else (r.aligned or {}).get("cosines", [])
-    cosine = sum(float(c) for c in cosines) / len(cosines) if cosines else 0.0
+    cosines = (
+        [float(r.details["cosine"])]
+        if "cosine" in r.details
+        else [float(c) for c in (r.aligned or {}).get("cosines", [])]
+    )
+    cosine = sum(cosines) / len(cosines) if cosines else 0.0
     distance = float(r.details.get("relative distance", max(0.0, 2 - 2 * cosine) ** 0.5))
     child = {"suspect from base": a, "base from suspect": b}.get(r.direction)
     return {"child": child, "distance": distance, "relation": ", ".join(r.relations) or "related", "log10_p": r.log10_p}
@@ -81,7 +85,12 @@ def arrange(names: Sequence[str], pairs: dict[tuple[str, str], dict[str, Any]]) 
         for (a, b), found in inside.items():
             child = found["child"]
             other = b if child == a else a
-            if child is not None and parent.get(child) != other and parent.get(other) != child and "merged" in found["relation"]:
+            if (
+                child is not None
+                and parent.get(child) != other
+                and parent.get(other) != child
+                and "merged" in found["relation"]
+            ):
                 edges.append(_edge(other, child, inside, False))
     return {"models": list(names), "families": families, "edges": edges}
 
@@ -108,7 +117,9 @@ def _clusters(names: Sequence[str], pairs: dict[tuple[str, str], dict[str, Any]]
     return list(out.values())
 
 
-def _rooted(root: str, members: list[str], pairs: dict[tuple[str, str], dict[str, Any]]) -> tuple[float, str, dict[str, str]]:
+def _rooted(
+    root: str, members: list[str], pairs: dict[tuple[str, str], dict[str, Any]]
+) -> tuple[float, str, dict[str, str]]:
     """The cheapest arborescence from `root`: (cost, root, parent of each)."""
     costs: dict[tuple[str, str], float] = {}
     for (a, b), found in pairs.items():
@@ -182,7 +193,8 @@ def svg(found: dict[str, Any]) -> str:
         lay(family["root"], 0)
     width = max((x for x, _ in place.values()), default=0) + 230
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {row * 44 + 30}" font-family="system-ui, sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {row * 44 + 30}" '
+        'font-family="system-ui, sans-serif" font-size="12">',
         '<defs><marker id="a" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 8 4 0 8z" fill="#b4532a"/></marker></defs>',
     ]
@@ -190,8 +202,13 @@ def svg(found: dict[str, Any]) -> str:
         (x, y), (u, v) = place[e["parent"]], place[e["child"]]
         arrow = ' marker-end="url(#a)"' if e["directed"] else ""
         dash = "" if e["tree"] else ' stroke-dasharray="5 4"'
-        parts.append(f'<path d="M{x + 12} {y + 12} V{v} H{u - 4}" fill="none" stroke="#b4532a"{dash}{arrow}><title>{escape(e["relation"])}</title></path>')
+        parts.append(
+            f'<path d="M{x + 12} {y + 12} V{v} H{u - 4}" fill="none" stroke="#b4532a"{dash}{arrow}>'
+            f"<title>{escape(e['relation'])}</title></path>"
+        )
     for name, (x, y) in place.items():
         short = name if len(name) <= 30 else "…" + name[-29:]
-        parts.append(f'<circle cx="{x + 4}" cy="{y}" r="5" fill="#646a73"/><text x="{x + 14}" y="{y + 4}">{escape(short)}</text>')
+        parts.append(
+            f'<circle cx="{x + 4}" cy="{y}" r="5" fill="#646a73"/><text x="{x + 14}" y="{y + 4}">{escape(short)}</text>'
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"

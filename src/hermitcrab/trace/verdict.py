@@ -60,10 +60,26 @@ def judge(e: Evidence, levels: Levels) -> Decision:
         top = min(tests, key=lambda g: g.log10_p)
         exact = min(0.0, top.log10_p + math.log10(len(tests) * e.bases))
         if exact <= level:
-            return Decision(RELATED, exact, "exact", f"{top.what or top.name}: z = {top.z:.1f} over {top.units:,} signs", levels.alpha)
+            return Decision(
+                RELATED,
+                exact,
+                "exact",
+                f"{top.what or top.name}: z = {top.z:.1f} over {top.units:,} signs",
+                levels.alpha,
+            )
     if e.copies_same or e.copies_part:
-        count = f"{e.copies_same} of {e.matrices} matrices are" if e.copies_same else f"rows of {e.copies_part} matrices are"
-        return Decision(RELATED, exact, "exact" if exact is not None else "none", f"{count} the same, number for number", levels.alpha)
+        count = (
+            f"{e.copies_same} of {e.matrices} matrices are"
+            if e.copies_same
+            else f"rows of {e.copies_part} matrices are"
+        )
+        return Decision(
+            RELATED,
+            exact,
+            "exact" if exact is not None else "none",
+            f"{count} the same, number for number",
+            levels.alpha,
+        )
     aligned = _aligned(e, levels)
     if aligned is not None and aligned.verdict != NO_EVIDENCE:
         return aligned
@@ -81,7 +97,11 @@ def _could(g: Group, level: float) -> bool:
 
 
 def _aligned(e: Evidence, levels: Levels) -> Decision | None:
-    found = [(t.log10_p(s), s, t) for s, t in ((e.mean, levels.mean), (e.best, levels.best)) if s is not None and t is not None]
+    found = [
+        (t.log10_p(s), s, t)
+        for s, t in ((e.mean, levels.mean), (e.best, levels.best))
+        if s is not None and t is not None
+    ]
     if not found:
         return None
     p, score, table = min(found, key=lambda x: (x[0], x[2].guard - x[1]))
@@ -94,7 +114,9 @@ def _aligned(e: Evidence, levels: Levels) -> Decision | None:
     if score > table.largest:
         why = f"{score:.1%} of the neurons match, more than in any independent pair ({table.largest:.1%}) but too few for a verdict"
         return Decision(CANNOT_TELL, p, "conformal", why, stated)
-    return Decision(NO_EVIDENCE, p, "conformal", "aligned neurons agree no more than those of independent models", stated)
+    return Decision(
+        NO_EVIDENCE, p, "conformal", "aligned neurons agree no more than those of independent models", stated
+    )
 
 
 @dataclass
@@ -160,7 +182,10 @@ def sentence(suspect: str, result: Result) -> str:
     if d.verdict == RELATED:
         kind = ", ".join(result.relations) or "related"
         chance = f" (p = 10^{d.log10_p:.0f}, {d.p_status})" if d.log10_p is not None and d.p_status != "none" else ""
-        arrow = {"suspect from base": f"{suspect} was made from {base}", "base from suspect": f"{base} was made from {suspect}"}
+        arrow = {
+            "suspect from base": f"{suspect} was made from {base}",
+            "base from suspect": f"{base} was made from {suspect}",
+        }
         said = arrow.get(result.direction, "which of the two came first cannot be told from weights")
         return f"Not independent{chance}. Kind of relation: {kind}. Direction: {said}."
     if d.verdict == NO_EVIDENCE:

@@ -96,7 +96,9 @@ def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(at=st.integers(0, 2000), byte=st.integers(0, 255), cut=st.integers(0, 2000) | st.none())
-def test_damage_is_an_error_or_harmless(tmp_path_factory: pytest.TempPathFactory, at: int, byte: int, cut: int | None) -> None:
+def test_damage_is_an_error_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, at: int, byte: int, cut: int | None
+) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     np.savez_compressed(folder / "good.npz", **ARRAYS)
     data = bytearray((folder / "good.npz").read_bytes())

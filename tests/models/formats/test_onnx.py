@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.models.formats import open_weights
 
-KINDS = {np.dtype("f4"): 1, np.dtype("u1"): 2, np.dtype("i1"): 3, np.dtype("i8"): 7, np.dtype("f2"): 10, np.dtype("f8"): 11}
+KINDS = {
+    np.dtype("f4"): 1,
+    np.dtype("u1"): 2,
+    np.dtype("i1"): 3,
+    np.dtype("i8"): 7,
+    np.dtype("f2"): 10,
+    np.dtype("f8"): 11,
+}
 
 
 def number(value: int) -> bytes:
@@ -42,7 +49,9 @@ def node(op: str, inputs: list[str], outputs: list[str], name: str = "", **attri
 
 
 def model(tensors: list[bytes], nodes: list[bytes] = []) -> bytes:  # noqa: B006
-    return field(1, 8) + field(7, b"".join(field(1, n) for n in nodes) + field(2, "g") + b"".join(field(5, t) for t in tensors))
+    return field(1, 8) + field(
+        7, b"".join(field(1, n) for n in nodes) + field(2, "g") + b"".join(field(5, t) for t in tensors)
+    )
 
 
 W = np.arange(12, dtype=np.float32).reshape(3, 4) - 5
@@ -55,7 +64,9 @@ def opened(folder: Path, data: bytes):
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_plain_initializers(tmp_path: Path, raw: bool) -> None:
-    weights = opened(tmp_path, model([tensor("w", W, raw), tensor("h", W.astype(np.float16)), tensor("i", np.arange(3))]))
+    weights = opened(
+        tmp_path, model([tensor("w", W, raw), tensor("h", W.astype(np.float16)), tensor("i", np.arange(3))])
+    )
     assert weights.format == "onnx"
     assert np.array_equal(weights.read("w"), W)
     assert np.array_equal(weights.read("h"), W)
@@ -63,8 +74,15 @@ def test_plain_initializers(tmp_path: Path, raw: bool) -> None:
 
 
 def test_weights_between_quantize_and_dequantize_come_out_as_numbers(tmp_path: Path) -> None:
-    q, scale, zero = np.arange(-6, 6, dtype=np.int8).reshape(3, 4), np.array([0.5, 1, 2], np.float32), np.array([1, 0, -1], np.int8)
-    nodes = [node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=0), node("MatMul", ["x", "w"], ["y"], "layer.0/MatMul")]
+    q, scale, zero = (
+        np.arange(-6, 6, dtype=np.int8).reshape(3, 4),
+        np.array([0.5, 1, 2], np.float32),
+        np.array([1, 0, -1], np.int8),
+    )
+    nodes = [
+        node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=0),
+        node("MatMul", ["x", "w"], ["y"], "layer.0/MatMul"),
+    ]
     weights = opened(tmp_path, model([tensor("q", q), tensor("s", scale), tensor("z", zero)], nodes))
     assert list(weights.tensors) == ["q"]
     assert np.allclose(weights.read("q"), (q.astype(np.float32) - zero[:, None]) * scale[:, None])
@@ -75,7 +93,11 @@ def test_integer_products_find_the_scale_behind_them(tmp_path: Path) -> None:
     q = np.arange(12, dtype=np.uint8).reshape(3, 4)
     nodes = [node("MatMulInteger", ["x", "onnx::MatMul_7_quantized", "xz", "z"], ["p"], "/block/query/MatMul_quant"),
              node("Cast", ["p"], ["c"]), node("Mul", ["xs", "s"], ["m"]), node("Mul", ["c", "m"], ["y"])]  # fmt: skip
-    tensors = [tensor("onnx::MatMul_7_quantized", q), tensor("s", np.array(0.25, np.float32)), tensor("z", np.array(6, np.uint8))]
+    tensors = [
+        tensor("onnx::MatMul_7_quantized", q),
+        tensor("s", np.array(0.25, np.float32)),
+        tensor("z", np.array(6, np.uint8)),
+    ]
     weights = opened(tmp_path, model(tensors, nodes))
     name = "block.query.MatMul_quant"  # its own name says nothing, so it has that of the node that takes it
     assert np.allclose(weights.read(name), (q.astype(np.float32) - 6) * 0.25)
@@ -130,10 +152,17 @@ def test_lies_are_named(tmp_path: Path, data: bytes, says: str) -> None:
 
 
 @settings(max_examples=120, deadline=None)
-@given(changes=st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), max_size=4), cut=st.integers(0, 600) | st.none())
-def test_damage_is_an_error_or_harmless(tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], cut: int | None) -> None:
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 600) | st.none(),
+)
+def test_damage_is_an_error_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], cut: int | None
+) -> None:
     nodes = [node("DequantizeLinear", ["q", "s"], ["w"], "n", axis=0), node("MatMul", ["x", "w"], ["y"], "m")]
-    data = bytearray(model([tensor("q", np.ones((3, 4), np.int8)), tensor("s", np.ones(3, np.float32)), tensor("v", W)], nodes))
+    data = bytearray(
+        model([tensor("q", np.ones((3, 4), np.int8)), tensor("s", np.ones(3, np.float32)), tensor("v", W)], nodes)
+    )
     for at, byte in changes:
         data[at % len(data)] = byte
     try:

@@ -32,7 +32,10 @@ def test_reads_what_torch_wrote_without_running_it(tmp_path: Path) -> None:
 def test_parameters_and_checkpoints_with_an_optimizer(tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     optimizer = torch.optim.AdamW(net.parameters())
-    torch.save({"epoch": 3, "state_dict": net.state_dict(), "optimizer": optimizer.state_dict(), "best": 0.5, "args": ["x"]}, tmp_path / "m.pt")
+    torch.save(
+        {"epoch": 3, "state_dict": net.state_dict(), "optimizer": optimizer.state_dict(), "best": 0.5, "args": ["x"]},
+        tmp_path / "m.pt",
+    )
     assert set(open_weights(tmp_path).tensors) == set(net.state_dict())
     torch.save({k: torch.nn.Parameter(v) for k, v in state().items() if v.is_floating_point()}, tmp_path / "m.pt")
     assert "a" in open_weights(tmp_path).tensors
@@ -48,7 +51,13 @@ class Hostile:
 
 def test_a_name_that_could_run_is_refused_by_name(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
-    for content in ({"a": Hostile(mark)}, {"a": torch.zeros(2), "b": [Hostile(mark)]}, torch.nn.Linear(2, 2), [torch.zeros(2)], {}):
+    for content in (
+        {"a": Hostile(mark)},
+        {"a": torch.zeros(2), "b": [Hostile(mark)]},
+        torch.nn.Linear(2, 2),
+        [torch.zeros(2)],
+        {},
+    ):
         torch.save(content, tmp_path / "m.pt")
         with pytest.raises(HermitcrabError, match="refused, because this pickle") as caught:
             open_weights(tmp_path / "m.pt")
@@ -67,8 +76,12 @@ def repacked(source: Path, target: Path, changes: dict[str, bytes | None]) -> Pa
 
 def test_a_tensor_beyond_its_storage_or_without_one_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(100)}, tmp_path / "good.pt")
-    for changes, says in (({"data/0": b"\0" * 40}, "beyond its storage"), ({"data/0": None}, "is missing"), ({"data.pkl": b"\x80\x02."}, "damaged"),
-                          ({"byteorder": b"big"}, "big-endian")):  # fmt: skip
+    for changes, says in (
+        ({"data/0": b"\0" * 40}, "beyond its storage"),
+        ({"data/0": None}, "is missing"),
+        ({"data.pkl": b"\x80\x02."}, "damaged"),
+        ({"byteorder": b"big"}, "big-endian"),
+    ):
         with pytest.raises(HermitcrabError, match=says):
             open_weights(repacked(tmp_path / "good.pt", tmp_path / "m.pt", changes))
 
@@ -85,7 +98,9 @@ def test_a_mapping_that_holds_itself_many_times_over_ends(tmp_path: Path) -> Non
 
 @settings(max_examples=80, deadline=None)
 @given(at=st.integers(0, 4000), byte=st.integers(0, 255))
-def test_a_changed_byte_of_the_pickle_is_an_error_or_harmless(tmp_path_factory: pytest.TempPathFactory, at: int, byte: int) -> None:
+def test_a_changed_byte_of_the_pickle_is_an_error_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, at: int, byte: int
+) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     torch.save(state(), folder / "good.pt")
     with zipfile.ZipFile(folder / "good.pt") as archive:

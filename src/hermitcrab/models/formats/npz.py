@@ -76,7 +76,9 @@ def _layout(path: Path, name: str, head: bytes) -> tuple[str, bool, tuple[int, .
     start = 8 + wide
     length = int.from_bytes(head[8:start], "little")
     if start + length > len(head):
-        raise HermitcrabError(f"{path}: the array `{shown(name)}` says that its header has {length:,} bytes; it is cut off")
+        raise HermitcrabError(
+            f"{path}: the array `{shown(name)}` says that its header has {length:,} bytes; it is cut off"
+        )
     try:
         told = ast.literal_eval(head[start : start + length].decode("latin-1").strip())
         kind, columns, shape = told["descr"], told["fortran_order"], told["shape"]

@@ -336,7 +336,12 @@ class _Graph:
                     found[i[1]] = (scale, i[3], -1 if node.op == "MatMulInteger" else 0)
             elif node.op in ("QLinearMatMul", "QLinearConv") and i[3] in self.infos and i[4] in self.infos:
                 found[i[3]] = (i[4], i[5], -1 if node.op == "QLinearMatMul" else 0)
-            elif node.op == "Cast" and i[0] in self.infos and node.outputs and self.infos[i[0]].dtype in ("I8", "U8", "I4", "U4"):
+            elif (
+                node.op == "Cast"
+                and i[0] in self.infos
+                and node.outputs
+                and self.infos[i[0]].dtype in ("I8", "U8", "I4", "U4")
+            ):
                 for taker in self.takers.get(node.outputs[0], []):
                     other = next((x for x in taker.inputs if x in self.infos), None)
                     if taker.op == "Mul" and other is not None:
@@ -382,7 +387,9 @@ class _Graph:
                     turned ^= taker.op == "Transpose"
                     out = taker.outputs[0]
                     continue
-                rows_in = taker.op in ("MatMul", "MatMulInteger", "QLinearMatMul") or (taker.op == "Gemm" and not taker.transposed)
+                rows_in = taker.op in ("MatMul", "MatMulInteger", "QLinearMatMul") or (
+                    taker.op == "Gemm" and not taker.transposed
+                )
                 found[name] = Use(taker.op, place[id(taker)], taker.name, turned ^ rows_in)
                 break
         return found
@@ -413,7 +420,11 @@ def _decoder(
         values = values.astype(np.float32).reshape(info.shape)
 
         def along(x: np.ndarray) -> np.ndarray:
-            if axis is None and x.ndim == len(info.shape) and all(a in (1, b) for a, b in zip(x.shape, info.shape, strict=True)):
+            if (
+                axis is None
+                and x.ndim == len(info.shape)
+                and all(a in (1, b) for a, b in zip(x.shape, info.shape, strict=True))
+            ):
                 return x.astype(np.float32)
             if x.size == 1 or axis is None or not info.shape:
                 return x.reshape(-1)[:1].astype(np.float32)
@@ -424,7 +435,9 @@ def _decoder(
                 return x.astype(np.float32).reshape(shape)
             if x.ndim == len(info.shape) and info.shape[at] % x.shape[at] == 0:  # blocks along the axis
                 return np.repeat(x.astype(np.float32), info.shape[at] // x.shape[at], at)
-            raise HermitcrabError(f"{info.file}: the scale of `{shown(info.name)}` has the shape {list(x.shape)}, which does not fit")
+            raise HermitcrabError(
+                f"{info.file}: the scale of `{shown(info.name)}` has the shape {list(x.shape)}, which does not fit"
+            )
 
         with np.errstate(all="ignore"):
             if zero is not None:

@@ -111,9 +111,13 @@ def _fits(path: Path, name: str, tensor: _Tensor, member: Member) -> None:
         last += max(size - 1, 0) * stride
         elements *= size
     if elements and (last + 1) * width > member.size:
-        raise HermitcrabError(f"{path}: tensor `{shown(name)}` reaches beyond its storage of {member.size:,} bytes; refused")
+        raise HermitcrabError(
+            f"{path}: tensor `{shown(name)}` reaches beyond its storage of {member.size:,} bytes; refused"
+        )
     if elements * width > max(64 * member.size, 1 << 20):
-        raise HermitcrabError(f"{path}: tensor `{shown(name)}` of shape {list(tensor.shape)} repeats its storage; refused")
+        raise HermitcrabError(
+            f"{path}: tensor `{shown(name)}` of shape {list(tensor.shape)} repeats its storage; refused"
+        )
 
 
 def _decoder(
@@ -171,7 +175,7 @@ def _walk(data: bytes) -> Any:
     """The object that a pickle describes, with tensors as `_Tensor`; nothing named in it is ever called."""
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         at = marks.pop()
@@ -232,7 +236,16 @@ def _walk(data: bytes) -> Any:
                 return stack.pop()
             else:
                 raise _Refused(f"the opcode {name}")
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, UnicodeError) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        UnicodeError,
+    ) as error:
         raise _Refused(f"damaged: {type(error).__name__}") from error
     raise _Refused("cut off before its end")
 
@@ -262,7 +275,11 @@ def _built(function: Any, arguments: Any) -> Any:
     if called == "torch._utils._rebuild_tensor_v2":
         storage, start, shape, strides = arguments[:4]
         plain = [start, *shape, *strides]
-        if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in plain) or len(shape) != len(strides):
+        if (
+            not isinstance(storage, _Storage)
+            or any(type(n) is not int or n < 0 for n in plain)
+            or len(shape) != len(strides)
+        ):
             raise _Refused("a tensor that is none")
         return _Tensor(storage, start, tuple(shape), tuple(strides))
     if called in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):

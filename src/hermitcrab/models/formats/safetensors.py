@@ -147,7 +147,9 @@ def _eight_bit_table(dtype: str) -> np.ndarray:
     code = np.arange(256)
     exponent, mantissa = code >> mantissa_bits & (1 << exponent_bits) - 1, code & (1 << mantissa_bits) - 1
     scale = 1 << mantissa_bits
-    values = np.where(exponent > 0, (1 + mantissa / scale) * 2.0 ** (exponent - bias), mantissa / scale * 2.0 ** (1 - bias))
+    values = np.where(
+        exponent > 0, (1 + mantissa / scale) * 2.0 ** (exponent - bias), mantissa / scale * 2.0 ** (1 - bias)
+    )
     top = exponent == (1 << exponent_bits) - 1
     if dtype == "F8_E5M2":
         values = np.where(top, np.where(mantissa == 0, np.inf, np.nan), values)

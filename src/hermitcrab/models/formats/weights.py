@@ -105,7 +105,6 @@ class Weights:
         except ValueError as error:  # an empty tensor with other sizes beyond what an array can have
             raise HermitcrabError(f"{info.file}: tensor `{name}` of shape {list(info.shape)} cannot be read") from error
 
-
     def opened(self) -> OpenWeights:
         """The files held open, for many small reads; use it in a `with`."""
         return OpenWeights(self)
@@ -140,7 +139,9 @@ class OpenWeights:
             raise HermitcrabError(f"{info.file}: tensor `{name}` cannot be read in parts")
         width = info.nbytes // max(info.shape[0], 1)
         self.bytes_read += (stop - start) * width
-        return self.handles[info.file].read(info.offset + start * width, (stop - start) * width, f"tensor `{name}`", into)
+        return self.handles[info.file].read(
+            info.offset + start * width, (stop - start) * width, f"tensor `{name}`", into
+        )
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` along the first axis, decoded: shape (stop - start, *rest)."""

@@ -54,7 +54,9 @@ def members(handle: Handle) -> dict[str, Member]:
         if not deflated and entry.compress_size != entry.file_size:
             raise HermitcrabError(f"{path}: the member `{shown(name)}` has two sizes; the zip file is damaged")
         if deflated and entry.file_size > MOST_RATIO * entry.compress_size + 64:
-            raise HermitcrabError(f"{path}: the member `{shown(name)}` says that it unpacks to {entry.file_size:,} bytes")
+            raise HermitcrabError(
+                f"{path}: the member `{shown(name)}` says that it unpacks to {entry.file_size:,} bytes"
+            )
         head = handle.read(entry.header_offset, LOCAL.size, f"the head of `{shown(name)}`").tobytes()
         mark, *_, name_length, extra_length = LOCAL.unpack(head)
         if mark != b"PK\x03\x04":
@@ -87,5 +89,7 @@ def unpack(path: Path, name: str, raw: np.ndarray, size: int) -> np.ndarray:
     except zlib.error as error:
         raise HermitcrabError(f"{path}: the member `{shown(name)}` is damaged ({shown(str(error))})") from error
     if len(data) != size:
-        raise HermitcrabError(f"{path}: the member `{shown(name)}` does not unpack to the {size:,} bytes that it promised")
+        raise HermitcrabError(
+            f"{path}: the member `{shown(name)}` does not unpack to the {size:,} bytes that it promised"
+        )
     return np.frombuffer(bytearray(data), np.uint8)
