@@ -129,7 +129,7 @@ class Zoo:
             self.write(sparse, made, "evaluation", "trained", "help", parent="llama-twin")
 
 
-def build(root: Path, nano: bool = False) -> Zoo:
+def build(root: Path, nano: bool = False, families: list[str] | None = None) -> Zoo:
     torch.set_num_threads(1)
     if nano:
         zoo = Zoo(root, NANO_STEPS, seeds=6)
@@ -138,11 +138,12 @@ def build(root: Path, nano: bool = False) -> Zoo:
         zoo.children(f, p, bases=2, longest=1)
         return zoo
     zoo = Zoo(root, FULL_STEPS)
-    for name, f in FAMILIES.items():
+    chosen = {name: f for name, f in FAMILIES.items() if families is None or name in families}
+    for name, f in chosen.items():
         zoo.twins("evaluation", f)
         if name in CALIBRATION:
             zoo.twins("calibration", f)
-    for f in sorted(FAMILIES.values(), key=lambda f: f.name == "cnn"):
+    for f in chosen.values():
         zoo.children(f, zoo.twins("evaluation", f), longest=LONGEST.get(f.name, 1))
     return zoo
 
@@ -151,5 +152,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--nano", action="store_true")
+    parser.add_argument("--families", nargs="*", choices=list(FAMILIES))
     asked = parser.parse_args()
-    build(asked.out, asked.nano)
+    build(asked.out, asked.nano, asked.families)

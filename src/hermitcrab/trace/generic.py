@@ -10,6 +10,7 @@ inputs and outputs have an identity, so their order says nothing about ancestry.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,10 +80,15 @@ def spaces(found: Sequence[View]) -> tuple[list[int], str | None]:
     return inside, None if inside else "units: no hidden size is both made by one tensor and taken by another"
 
 
+def stem(name: str) -> str:
+    """A tensor's name without what quantizers hang on it."""
+    return re.sub(r"[._](qweight|quantized|q)$", "", name)
+
+
 def pair_up(suspect: Sequence[Seen], base: Sequence[Seen]) -> list[tuple[Seen, Seen]]:
     """Tensors of equal shape: by name, else by place where both have equally many of that shape."""
-    by_name = {s.name: s for s in base}
-    pairs = [(s, by_name[s.name]) for s in suspect if s.name in by_name and by_name[s.name].shape == s.shape]
+    by_name = {stem(s.name): s for s in base}
+    pairs = [(s, by_name[stem(s.name)]) for s in suspect if stem(s.name) in by_name and by_name[stem(s.name)].shape == s.shape]
     left, right = ({s.name for s, _ in pairs}, {b.name for _, b in pairs})
     ours: dict[tuple[int, ...], list[Seen]] = defaultdict(list)
     theirs: dict[tuple[int, ...], list[Seen]] = defaultdict(list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Model:
     constants: dict[str, str] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     parts: dict[tuple[int, str, int], Part] = field(default_factory=dict)
+    scales: dict[str, str] = field(default_factory=dict)
+    """Tensor of whole numbers → the tensor beside it that holds the scale of each row."""
     limit: int | None = None
     """Only so many first rows of each matrix are there (a sketch)."""
     _vocabulary: list[str] | None = None
@@ -76,6 +79,9 @@ class Model:
                 f"{self.path}: tensor `{name}` is too large to be held whole ({info.elements:,} numbers)"
             )
         values = self.weights.read(name).astype(np.float32, copy=False)
+        if name in self.scales:
+            scale = self.weights.read(self.scales[name]).astype(np.float32)
+            values = values * scale.reshape(-1, *[1] * (values.ndim - 1))
         self.reader.bytes_read += info.nbytes
         self._whole = (name, values)
         return values
@@ -128,8 +134,11 @@ def open_model(path: str | Path) -> Model:
             f"{path}: {len(weights.tensors):,} tensors are more than a model has (at most {MOST_TENSORS:,})"
         )
     uses = weights.metadata.get("uses", {}) if weights.format == "onnx" else {}
+    scales = _scales(weights)
     seen, constants = [], {}
     for name, info in weights.tensors.items():
+        if name in scales.values():
+            continue
         if not numeric(weights, info):
             constants[name] = "whole numbers or truth values: an index, a mask or packed bits"
             continue
@@ -142,6 +151,7 @@ def open_model(path: str | Path) -> Model:
         )
     structure = understand(seen, ordered=weights.format == "onnx")
     model = Model(Path(path), weights, structure, Heads(), weights.opened(), constants)
+    model.scales = scales
     model.parts = {p.key: p for p in structure.parts}
     model.heads = _heads(model)
     return model
@@ -154,6 +164,21 @@ def numeric(weights: Weights, info: TensorInfo) -> bool:
     if weights.format == "onnx":
         return info.dtype in FLOATS or (info.dtype in ("I8", "U8", "I4", "U4") and info.elements >= SMALLEST)
     return info.dtype in FLOATS or (info.dtype == "I8" and len(info.shape) >= 2)
+
+
+def _scales(weights: Weights) -> dict[str, str]:
+    """Integer matrices of a safetensors file whose scales lie beside them under a name with the same stem."""
+    if weights.format != "safetensors":
+        return {}
+    beside = {name.rsplit(".", 1)[0]: name for name in weights.tensors if re.search(r"scale$", name)}
+    out = {}
+    for name, info in weights.tensors.items():
+        scale = beside.get(name.rsplit(".", 1)[0]) or beside.get(name)
+        if info.dtype == "I8" and len(info.shape) >= 2 and scale is not None and scale != name:
+            count = weights.tensors[scale].elements
+            if count in (1, info.shape[0]) and weights.tensors[scale].dtype in FLOATS:
+                out[name] = scale
+    return out
 
 
 def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:

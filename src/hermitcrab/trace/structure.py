@@ -116,7 +116,8 @@ def understand(seen: Sequence[Seen], ordered: bool = False) -> Structure:
         return found
     for layer, group in enumerate(groups):
         found.spare += _layer(found, layer, group)
-    if not any(p.role in ("o", "down") for p in found.parts):
+    lone = len(groups) < 2 and not any(p.role == "o" for p in found.parts)  # one block without attention: no block at all
+    if lone or not any(p.role in ("o", "down") for p in found.parts):
         return Structure(spare=matrices)
     found.layers = len(groups)
     _outside(found, [s for s in matrices if s.name not in inside])
