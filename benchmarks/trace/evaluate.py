@@ -105,6 +105,11 @@ def null(zoo: Path, out: Path) -> None:
         folders = sorted((zoo / "evaluation").glob(f"{name}-twin-*"))
         if not folders or stacked(zoo, f"evaluation-{name}-twin") is None:
             continue
+        students = sorted((zoo / "evaluation").glob(f"{name}-distilled-*"))
+        wanted = {f"twin {a.name} {b.name}" for a, b in itertools.combinations(folders, 2)}
+        wanted |= {f"student {s.name} {b.name}" for s, b in itertools.product(students, folders[:8])}
+        if wanted <= rows.done:
+            continue
         held = {f: Held(f) for f in folders}
         for i, (a, b) in enumerate(itertools.combinations(folders, 2)):
             key = f"twin {a.name} {b.name}"
@@ -112,7 +117,6 @@ def null(zoo: Path, out: Path) -> None:
                 rows.add(
                     key, kind="twin", family=name, a=a.name, b=b.name, **measure(held[a], held[b], blind=i % BLIND == 0)
                 )
-        students = sorted((zoo / "evaluation").glob(f"{name}-distilled-*"))
         for student, b in itertools.product(students, folders[:8]):
             key = f"student {student.name} {b.name}"
             if key not in rows.done:
@@ -235,15 +239,14 @@ def cases(family: Family, p: cut.Params, q: cut.Params, k: int) -> Iterator[Case
 def positives(zoo: Path, out: Path) -> None:
     rows = Rows(out / "positives.jsonl")
     folder_root = zoo / "evaluation"
-    for name, family in FAMILIES.items():
+    for k, (name, family) in itertools.product(range(BASES), FAMILIES.items()):
         twins = stacked(zoo, f"evaluation-{name}-twin")
         if twins is None:
             continue
-        for k in range(BASES):
-            base, other = folder_root / f"{name}-twin-{k:02d}", folder_root / f"{name}-twin-{k + 20:02d}"
-            for group, what, made, p, truth in cases(family, cut.one(twins, k), cut.one(twins, k + 20), k):
-                _case(rows, name, k, group, what, made, p, truth, base, other)
-            _trained(rows, zoo, name, family, k, base, other)
+        base, other = folder_root / f"{name}-twin-{k:02d}", folder_root / f"{name}-twin-{k + 20:02d}"
+        for group, what, made, p, truth in cases(family, cut.one(twins, k), cut.one(twins, k + 20), k):
+            _case(rows, name, k, group, what, made, p, truth, base, other)
+        _trained(rows, zoo, name, family, k, base, other)
         print(f"{name}: {len(rows.done)} rows", file=sys.stderr, flush=True)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import surgery as cut
 import torch
-from evaluate import cases, read, stacked
+from evaluate import cases, decided, read, stacked
 from families import FAMILIES
 
 TWINS = 12  # of a family: 66 pairs
@@ -66,7 +66,11 @@ def table(out: Path) -> None:
     ours = {(r["family"], r["what"]): r["verdict"] for r in read(out / "positives.jsonl") if r["key"].split()[1] == "0"}
     twins = [r for r in rows if r["kind"] == "twin"]
     accused = sum((r["p"] or 0) >= POSITIVE for r in twins)
-    print(f"twins: {len(twins)} pairs, modelDNA calls {accused} related (p ≥ {POSITIVE}); ours 0 of the same")
+    mine = {(r["a"], r["b"]): decided(r)["verdict"] for r in read(out / "null.jsonl") if r["kind"] == "twin"}
+    same = [mine[Path(r["a"]).name, Path(r["b"]).name] for r in twins if (Path(r["a"]).name, Path(r["b"]).name) in mine]
+    print(
+        f"twins: {len(twins)} pairs, modelDNA calls {accused} related (p ≥ {POSITIVE}); ours {same.count('related')} of {len(same)} of them"
+    )
     grouped = defaultdict(list)
     for r in rows:
         if r["kind"] == "related":

@@ -99,12 +99,15 @@ class Zoo:
         onward("sft-short", self.steps // 8, 5e-4, 1)
         onward("sft", self.steps // 4, 1e-3, 2)
         onward("continued-1x", self.steps, 3e-3, 3)
+        if f.model_type != "cnn":
+            self.others(f, base, bases)
         if longest >= 3:
             onward("continued-3x", 3 * self.steps, 3e-3, 4)
         if longest >= 10:
             onward("continued-10x", 10 * self.steps, 3e-3, 5)
-        if f.model_type == "cnn":
-            return
+
+    def others(self, f: Family, base: Parameters, bases: int) -> None:
+        """Another vocabulary, with the body frozen and then not; a student of the answers; experts out of the dense model."""
         new = initial(f, [90_000 + i for i in range(bases)])
         vocabulary = ("embed", "head")
 
