@@ -99,9 +99,9 @@ def stacked(zoo: Path, name: str) -> dict[str, torch.Tensor] | None:
     return torch.load(path) if path.exists() else None
 
 
-def null(zoo: Path, out: Path) -> None:
+def null(zoo: Path, out: Path, families: list[str]) -> None:
     rows = Rows(out / "null.jsonl")
-    for name, family in FAMILIES.items():
+    for name, family in ((n, f) for n, f in FAMILIES.items() if n in families):
         folders = sorted((zoo / "evaluation").glob(f"{name}-twin-*"))
         if not folders or stacked(zoo, f"evaluation-{name}-twin") is None:
             continue
@@ -115,7 +115,12 @@ def null(zoo: Path, out: Path) -> None:
             key = f"twin {a.name} {b.name}"
             if key not in rows.done:
                 rows.add(
-                    key, kind="twin", family=name, a=a.name, b=b.name, **measure(held[a], held[b], blind=i % BLIND == 0)
+                    key,
+                    kind="twin",
+                    family=name,
+                    a=a.name,
+                    b=b.name,
+                    **measure(held[a], held[b], blind=i % (BLIND * (5 if family.experts else 1)) == 0),
                 )
         for student, b in itertools.product(students, folders[:8]):
             key = f"student {student.name} {b.name}"
@@ -236,12 +241,12 @@ def cases(family: Family, p: cut.Params, q: cut.Params, k: int) -> Iterator[Case
         )
 
 
-def positives(zoo: Path, out: Path) -> None:
+def positives(zoo: Path, out: Path, families: list[str]) -> None:
     rows = Rows(out / "positives.jsonl")
     folder_root = zoo / "evaluation"
     for k, (name, family) in itertools.product(range(BASES), FAMILIES.items()):
         twins = stacked(zoo, f"evaluation-{name}-twin")
-        if twins is None:
+        if twins is None or name not in families:
             continue
         base, other = folder_root / f"{name}-twin-{k:02d}", folder_root / f"{name}-twin-{k + 20:02d}"
         for group, what, made, p, truth in cases(family, cut.one(twins, k), cut.one(twins, k + 20), k):
@@ -453,10 +458,11 @@ if __name__ == "__main__":
     parser.add_argument("zoo", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("what", choices=["null", "positives", "table"])
+    parser.add_argument("--families", nargs="*", choices=list(FAMILIES), default=list(FAMILIES))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     set_quiet(True)
     if asked.what == "table":
         table(asked.out)
     else:
-        {"null": null, "positives": positives}[asked.what](asked.zoo, asked.out)
+        {"null": null, "positives": positives}[asked.what](asked.zoo, asked.out, asked.families)

@@ -24,6 +24,7 @@ WORK = 4e11  # multiplications spent on one screening of all pairs of layers
 PROJECTED = 384  # widths beyond are projected to this many coordinates for screening
 ROUNDS = 6
 PROMISING = 3  # pairs of layers that are followed to the end in the blind search
+FEW = 128  # neurons of a block of the smallest models that the table was made with
 MOST_BLIND = 4096  # neurons of a block that are assigned in the blind search
 SEARCH = 150  # pairs of blocks of a thousand neurons that are tried
 LOCKED = 0.25  # share of a layer's neurons on which a blind map must agree before it is believed to have converged
@@ -185,17 +186,24 @@ def views(mine: list[np.ndarray], other: list[np.ndarray]) -> tuple[np.ndarray, 
 
 
 def agreement(mine: list[np.ndarray], other: list[np.ndarray]) -> float:
-    """Share of neurons whose nearest neighbor is the same one in both views; about one neuron in all if unrelated."""
+    """Share of neurons whose nearest neighbor is the same one in both views.
+
+    Of unrelated blocks one or two neurons agree whatever their number, so a block of few counts as one of `FEW`.
+    """
     first, second = views(mine, other)
-    return float((first.argmax(1) == second.argmax(1)).sum() / min(len(first), first.shape[1]))
+    return float((first.argmax(1) == second.argmax(1)).sum() / max(FEW, min(len(first), first.shape[1])))
 
 
 def judge(
     mode: str, scores: np.ndarray, rotation: np.ndarray | None, fitted_on: tuple[int, int] | None = None
 ) -> Alignment:
+    """Statistics of a matrix of scores. The best of many blocks is larger by chance: each fourfold of the blocks that the
+    table was made with (four a model) costs one neuron, for about so fall the tails of the counts."""
     rows = scores[~np.isnan(scores).any(1)]
     best = rows.max(1) if rows.size else np.zeros(1)
-    return Alignment(mode, scores, float(best.mean()), float(best.max()), rotation, fitted_on=fitted_on)
+    many, all_pairs = (float(np.log(max(n, 1.0)) / np.log(4) / FEW) for n in (scores.shape[1] / 4, scores.size / 16))
+    mean, top = max(0.0, float(best.mean()) - many), max(0.0, float(best.max()) - all_pairs)
+    return Alignment(mode, scores, mean, top, rotation, fitted_on=fitted_on)
 
 
 def align(

@@ -88,7 +88,11 @@ def stem(name: str) -> str:
 def pair_up(suspect: Sequence[Seen], base: Sequence[Seen]) -> list[tuple[Seen, Seen]]:
     """Tensors of equal shape: by name, else by place where both have equally many of that shape."""
     by_name = {stem(s.name): s for s in base}
-    pairs = [(s, by_name[stem(s.name)]) for s in suspect if stem(s.name) in by_name and by_name[stem(s.name)].shape == s.shape]
+    pairs = [
+        (s, by_name[stem(s.name)])
+        for s in suspect
+        if stem(s.name) in by_name and by_name[stem(s.name)].shape == s.shape
+    ]
     left, right = ({s.name for s, _ in pairs}, {b.name for _, b in pairs})
     ours: dict[tuple[int, ...], list[Seen]] = defaultdict(list)
     theirs: dict[tuple[int, ...], list[Seen]] = defaultdict(list)

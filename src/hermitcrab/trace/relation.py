@@ -13,7 +13,7 @@ import numpy as np
 
 FINE = 0.25  # relative distance up to which a change is called fine-tuning rather than continued training
 SAME = 1e-6
-REPACKED = 4e-3  # what storing in bfloat16 or half precision moves
+REPACKED = 2.5e-3  # what storing in bfloat16 or half precision moves; rounding to eight bits moves more
 LOW_RANK_SHARE = 0.25  # of the smaller side: a difference of a rank up to this is an adapter's
 ZEROS = 0.1
 
@@ -235,6 +235,8 @@ def _numbers(
         r.details["bits"] = least
         r.direction, r.because = "suspect from base", "the suspect's numbers lie on a coarse grid, the base's do not"
         explained = explained or distance < {2: 1.2, 3: 0.45, 4: 0.22, 8: 0.05}.get(least, 0.05)
+    elif base_grid and not on_grid and sum(d.distance <= REPACKED for d in body) >= 0.25 * len(body):
+        r.direction, r.because = "suspect from base", "the suspect holds the base's numbers as they were rounded"
     elif base_grid and not on_grid:
         r.direction, r.because = "base from suspect", "the base's numbers lie on a coarse grid, the suspect's do not"
         r.names.append("quantized")

@@ -116,7 +116,9 @@ def understand(seen: Sequence[Seen], ordered: bool = False) -> Structure:
         return found
     for layer, group in enumerate(groups):
         found.spare += _layer(found, layer, group)
-    lone = len(groups) < 2 and not any(p.role == "o" for p in found.parts)  # one block without attention: no block at all
+    lone = len(groups) < 2 and not any(
+        p.role == "o" for p in found.parts
+    )  # one block without attention: no block at all
     if lone or not any(p.role in ("o", "down") for p in found.parts):
         return Structure(spare=matrices)
     found.layers = len(groups)

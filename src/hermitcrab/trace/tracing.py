@@ -301,7 +301,13 @@ def _body(pair: Pair) -> str:
     outside = ("RES", "coordinates")
     seen = any(g.log10_p < -6 for g in [*pair.exact.groups, *pair.deflated] if g.name not in outside)
     if a is None and pair.told:
-        return "whole" if float(np.median([cosine for _, _, cosine, _ in pair.told])) > 0.3 else "trace" if seen else "none"
+        return (
+            "whole"
+            if float(np.median([cosine for _, _, cosine, _ in pair.told])) > 0.3
+            else "trace"
+            if seen
+            else "none"
+        )
     if a is None:
         return "whole" if seen else "none"
     return "trace" if seen else "none"
@@ -327,7 +333,11 @@ def _differences(suspect: Model, pair: Pair) -> list[Difference]:
 
     def coarse(model: Model, name: str) -> bool:
         dtype = model.weights.info(name).dtype
-        return dtype in few or name in model.scales or (model.weights.format == "gguf" and dtype not in ("F32", "F16", "BF16", "F64"))
+        return (
+            dtype in few
+            or name in model.scales
+            or (model.weights.format == "gguf" and dtype not in ("F32", "F16", "BF16", "F64"))
+        )
 
     chosen = [(p, q) for p, q in pair.exact.pairs if p.layer >= 0 and p.role != "router"] or pair.exact.pairs
     step = max(1, -(-len(chosen) // LOOKED_AT))
