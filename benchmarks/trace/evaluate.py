@@ -37,6 +37,7 @@ from hermitcrab.trace.tracing import trace
 from hermitcrab.trace.verdict import Evidence, Levels, judge
 
 BASES = 4
+FAILING = ("laundered, scrambled, int2", "laundered, scrambled, prune 80%", "laundered, scrambled, noise 1")
 BLIND = 4  # of so many pairs of twins one is also aligned blind, which takes most of the time
 
 
@@ -431,22 +432,29 @@ def _positives(found: list[dict], twins: list[dict]) -> None:
     layers = [r["layers_right"] for r in found if "layers_right" in r]
     if layers:
         print(f"layer map: {np.mean(layers):.4f} of the layers right over {len(layers)} maps")
-    score = lambda r: -(r["log10_p"] or 0.0) + (1e6 if r["verdict"] == "related" else 0.0)  # noqa: E731
-    a, b = np.array([score(r) for r in found]), np.array([score(r) for r in twins])
-    if len(a) and len(b):
-        order = np.searchsorted(np.sort(b), a, "left") + 0.5 * (
-            np.searchsorted(np.sort(b), a, "right") - np.searchsorted(np.sort(b), a, "left")
-        )
-        print(f"AUC over everything, the failing ends of the grid included: {(order / len(b)).mean():.5f}")
-        for rate in (0.01, 0.001):
-            limit = np.quantile(b, 1 - rate)
-            print(
-                f"TPR at {rate:.1%} FPR: {(a > limit).mean():.4f} [{', '.join(f'{x:.4f}' for x in wilson(int((a > limit).sum()), len(a)))}]"
-            )
+    _rates("everything, the failing ends of the grid included", found, twins)
+    _rates("without the failing ends", [r for r in found if r["what"] not in FAILING], twins)
     print(
         f"abstentions: {sum(r['verdict'] == 'cannot-tell' for r in found)} of {len(found)} related, "
         f"{sum(r['verdict'] == 'cannot-tell' for r in twins)} of {len(twins)} twins"
     )
+
+
+def _rates(name: str, found: list[dict], twins: list[dict]) -> None:
+    """Area under the curve, and related pairs found at fixed shares of twins; verdicts first, then p."""
+
+    def score(r: dict) -> float:
+        return -(r["log10_p"] or 0.0) + (1e6 if r["verdict"] == "related" else 0.0)
+
+    a, b = np.array([score(r) for r in found]), np.sort([score(r) for r in twins])
+    if len(a) and len(b):
+        below, up_to = np.searchsorted(b, a, "left"), np.searchsorted(b, a, "right")
+        rates = []
+        for rate in (0.01, 0.001):
+            hits = int((a > np.quantile(b, 1 - rate)).sum())
+            low, high = wilson(hits, len(a))
+            rates.append(f"TPR at {rate:.1%} FPR {hits / len(a):.4f} [{low:.4f}, {high:.4f}]")
+        print(f"{name} (n = {len(a)}): AUC {((below + up_to) / 2 / len(b)).mean():.5f}, {', '.join(rates)}")
 
 
 def _mean(values: list[float]) -> str:

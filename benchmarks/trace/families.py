@@ -1,4 +1,4 @@
-"""Tiny models of seven architectures, many seeds of one architecture trained at once.
+"""Tiny models of eight shapes of seven architectures, many seeds of one architecture trained at once.
 
 Every parameter has a leading axis K (the seeds) and every product is a batched one, so K twins see the same rows in the
 same order and cost little more than one. `folder_tensors` writes one of them in the layout of its published family.
@@ -50,6 +50,7 @@ FAMILIES = {
         Family("gpt2", "gpt2", neurons=192, tied=True),
         Family("moe", "mixtral", neurons=64, experts=4, layers=3),
         Family("bert", "bert", neurons=192, tied=True),
+        Family("llama-deep", "llama", layers=6, width=48, neurons=96),
         Family("cnn", "cnn", layers=3),
     )
 }

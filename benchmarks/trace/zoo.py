@@ -27,7 +27,7 @@ from train import image_batches, text_batches, texts, tokenizer, tokens, train
 CALIBRATION = ("llama", "gpt2")
 HALVES = {"calibration": ("austen", 24, 10_000), "evaluation": ("help", 40, 20_000)}  # text, seeds, first seed
 LONGEST = {"llama": 10, "gpt2": 3}  # times their training that children are continued for, the others once
-FEWER = {"cnn": 26}  # seeds of a family that costs more, which is also trained half as long
+FEWER = {"cnn": 26, "llama-deep": 27}  # seeds, of families that are trained half as long too
 BASES = 4  # evaluation models of a family from which children are trained
 FULL_STEPS, NANO_STEPS = 400, 40
 

@@ -246,12 +246,13 @@ def search(suspect: Model, base: Model, ours: list[Block], theirs: list[Block], 
             rows, columns = linear_sum_assignment(cost)
             rotation = polar(ours[i].opens[rows].T @ theirs[j].opens[columns])
             rotation, share = refine(ours[i], theirs[j], rotation, 1)
-            tries.append((share, i, j, rotation))
+            tries.append((share, float(cost[rows, columns].mean()), i, j, rotation))
     if not tries:
         return None
-    tries.sort(key=lambda t: -t[0])
+    # As many neurons as coordinates can be laid on any others, so that shares tie: the nearer descriptors then decide.
+    tries.sort(key=lambda t: (-round(t[0], 1), t[1]))
     best = None
-    for _, i, j, rotation in tries[:PROMISING]:
+    for _, _, i, j, rotation in tries[:PROMISING]:
         rotation, share = refine(ours[i], theirs[j], rotation, ROUNDS)
         if best is None or share > best[0]:
             best = (share, i, j, rotation)
