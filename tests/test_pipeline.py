@@ -281,6 +281,11 @@ def test_scratch_and_an_earlier_run_can_be_bases(here, capsys):
     assert commitment == "sha256:" + hashlib.sha256(f"{seed['seed']}|{seed['nonce']}".encode()).hexdigest()
     assert str(seed["seed"]) not in (here / "runs" / "fresh" / "package" / "claims.jsonl").read_text()
     assert crab("verify", "runs/fresh/package", capsys=capsys)[0] == 0
+    told = f"{seed['seed']}:{seed['nonce']}"
+    status, out, err = crab("verify", "runs/fresh/package", "--seed", told, "--json", capsys=capsys)
+    assert status == 0, out + err
+    assert [c["ok"] for c in json.loads(out)["checks"] if c["check"] == "seed"] == [True]
+    assert crab("verify", "runs/fresh/package", "--seed", f"{told}0", capsys=capsys)[0] == 1
     # No two runs share an initialization unless they mean to.
     first = artifacts["train"].digest
     shutil.rmtree(artifacts["train"].path)

@@ -105,6 +105,10 @@ def verify_verb(args: argparse.Namespace) -> Answer:
         from hermitcrab.store import Store
 
         recompute_parity(args.folder, args.base, Store(args.store), found)
+    if args.seed and found.ok:
+        from hermitcrab.pipeline import attest_seed
+
+        attest_seed(args.folder, args.seed, found)
     status = 0 if found.ok else 3 if found.contradiction else 1
     return found.as_json(), lambda: render_verification(found), status
 
@@ -162,6 +166,66 @@ def keygen_verb(args: argparse.Namespace) -> Answer:
     return told, lambda: text, 0
 
 
+def trace_verb(args: argparse.Namespace) -> Answer:
+    if args.claim:
+        return _claim(args)
+    if args.suspect is None:
+        raise UsageError("trace needs a suspect and at least one base (see `crab trace --help`)")
+    from hermitcrab.trace.terminal import render
+    from hermitcrab.trace.tracing import trace
+
+    verdict = trace(args.suspect, args.bases, alpha=args.alpha, sample=args.sample)
+    if args.report:
+        from hermitcrab.trace.page import write_page
+
+        write_page(verdict, args.report)
+    return verdict.as_json(), lambda: render(verdict), 0
+
+
+def _claim(args: argparse.Namespace) -> Answer:
+    from hermitcrab.trace.claims import check
+    from hermitcrab.trace.terminal import render_claims
+
+    def at_hand(claim: Any) -> Path | None:
+        from hermitcrab.references import fetch, resolve
+        from hermitcrab.store import Store
+
+        store = Store(args.store)
+        try:
+            return fetch(resolve(claim.path, claim.sha256, store), store) if claim.path else None
+        except HermitcrabError:
+            return None  # a reference that cannot be followed here is said to be not at hand
+
+    given = [*([args.suspect] if args.suspect else []), *args.bases]
+    told, status = check(args.claim, given, at_hand)
+    return told, lambda: render_claims(told), status
+
+
+def sketch_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.trace.sketch import sketch
+
+    told = sketch(args.model, args.out)
+    return (
+        told,
+        lambda: (
+            f"{told['sketch']}: {told['bytes'] / 1e6:,.1f} MB, {told['rows']:,} rows of {told['matrices']:,} matrices"
+        ),
+        0,
+    )
+
+
+def tree_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.trace.terminal import render_tree
+    from hermitcrab.trace.tree import svg, tree
+
+    found = tree(args.models, args.alpha)
+    if args.svg:
+        from hermitcrab.store import write_atomic
+
+        write_atomic(args.svg, svg(found).encode())
+    return found, lambda: render_tree(found), 0
+
+
 def doctor_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.environment import doctor
     from hermitcrab.report.terminal import render_doctor
@@ -202,6 +266,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _level(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 0.1:
+        raise argparse.ArgumentTypeError(f"expected a level between 0 and 0.1. Received: {text[:40]}")
+    return value
+
+
 RECIPE = _arg("recipe", help="a recipe (YAML)")
 OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="set a key of the recipe, such as train.epochs=2")
 STORE = _arg("--store", default=".crab/store", metavar="FOLDER", help="where artifacts live (default: .crab/store)")
@@ -229,7 +303,8 @@ _verb("verify", "check a package: every digest, the chain, the signatures, parit
       _arg("folder", type=Path, help="a package"),
       _arg("--key", type=Path, metavar="PEM", help="public key of the signer; without it the signer is not authenticated"),
       _arg("--recompute", action="store_true", help="compare the merged model with base + adapter afresh (needs [train])"),
-      _arg("--base", metavar="REFERENCE", help="where the base is, for --recompute (default: as the record says)"), STORE)  # fmt: skip
+      _arg("--base", metavar="REFERENCE", help="where the base is, for --recompute (default: as the record says)"),
+      _arg("--seed", metavar="SEED[:NONCE]", help="draw the committed first weights afresh and test them ([train])"), STORE)  # fmt: skip
 _verb("predict", "answer texts or images, as `evaluate` does", predict_verb,
       'crab predict runs/demo/package "a film to remember"', MODEL,
       _arg("input", nargs="+", help="a text, - for the lines of standard input, or @FILE (CSV, TSV, JSONL, Parquet, text); of "
@@ -261,6 +336,20 @@ _verb("serve", "serve a package by the OpenAI API: /v1/chat/completions, /v1/com
       _arg("--api-key", metavar="env:NAME", help="ask for the key that this environment variable holds"),
       _arg("--queue", type=_count, default=16, metavar="N", help="requests that may wait, the next is refused (default: 16)"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
+ALPHA = _arg("--alpha", type=_level, default=1e-6, metavar="LEVEL", help="level of the exact tests (default: 1e-6)")
+_verb("trace", "does SUSPECT descend from BASE? An answer from the weights alone, with a p-value", trace_verb,
+      "crab trace my-model/ base-model/ --report trace.html",
+      _arg("suspect", nargs="?", help="a file or folder of weights, or a sketch"),
+      _arg("bases", nargs="*", metavar="base", help="what it may descend from; several are also tested behind one another"),
+      ALPHA, _arg("--sample", action="store_true", help="few rows of each matrix: seconds at any size, exact tests only"),
+      _arg("--report", type=Path, metavar="HTML", help="write a page with a picture of the layer map"),
+      _arg("--claim", metavar="MODEL", help="test the base that MODEL's record or card declares; 3 on contradiction"), STORE)  # fmt: skip
+_verb("sketch", "write a small file by which a model can be traced without its weights", sketch_verb,
+      "crab sketch my-model/ --out my-model.sketch", _arg("model", help="a file or folder of weights"),
+      _arg("--out", type=Path, required=True, metavar="FILE", help="where to"))  # fmt: skip
+_verb("tree", "draw the family of several models", tree_verb, "crab tree a/ b/ c/ --svg family.svg",
+      _arg("models", nargs="+", metavar="model", help="files or folders of weights"), ALPHA,
+      _arg("--svg", type=Path, metavar="SVG", help="write a drawing too"))  # fmt: skip
 _verb("keygen", "make a signing key (ECDSA P-256)", keygen_verb, "crab keygen --out team-key.pem",
       _arg("--out", type=Path, metavar="PEM", help="where to (default: your configuration folder)"))  # fmt: skip
 _verb("schema", "print the JSON Schema of recipes, for editors", schema_verb, "crab schema > recipe.schema.json")

@@ -459,6 +459,46 @@ def recompute_parity(package: Path, reference: str | None, store: Store, found: 
             raise HermitcrabError(f"the merged weights are not base + adapter: {now}, allowed {recorded['tolerance']}")
 
 
+def attest_seed(package: Path, told: str, found: Verification) -> None:
+    """Add to a verification whether the initial weights of the committed seed are in the package's weights.
+
+    Args:
+        told: `SEED:NONCE`, `SEED` (where the recipe told it), or a JSON file with `seed` and `nonce`.
+
+    Raises:
+        UsageError: the record commits to no seed, or `told` is none.
+    """
+    from hermitcrab.errors import needs
+    from hermitcrab.lineage.verify import Check
+    from hermitcrab.trace.seed import attest, read_seed
+
+    record = read_json(package / "hermitcrab.json")
+    if "init_commitment" not in record:
+        raise UsageError(f"{package}: its record commits to no initial seed; only models trained from scratch have one")
+    seed, nonce = read_seed(told)
+    torch = needs("torch", "train")
+    from hermitcrab.models.base import read_config
+    from hermitcrab.recipe import Train
+
+    def draw(folder: Path, seed: int) -> None:
+        config = read_config(package)
+        base = {
+            "kind": "scratch",
+            "name": record["name"],
+            "model_type": config["model_type"],
+            "configuration": config,
+            "files": [],
+        }
+        task = load_task(record["task"])(Start(base, package, seed, record.get("fitted", {})), Train())
+        task.model(torch.float32).save_pretrained(folder)
+
+    result = attest(package, record["init_commitment"], seed, nonce, draw)
+    if result.ok:
+        found.checks.append(Check("seed", True, "model.safetensors", result.text))
+    else:
+        found.fail("seed", "model.safetensors", result.text, contradiction=result.committed)
+
+
 def _only_digest(base: dict[str, Any]) -> str | None:
     """The digest that a `pypi:` or `deb:` reference needs."""
     return base["files"][0]["sha256"] if base["uri"].startswith(("pypi:", "deb:")) else None

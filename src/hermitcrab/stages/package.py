@@ -87,6 +87,7 @@ def record_of(job: Job, loaded: list[dict[str, Any]]) -> dict[str, Any]:
         "architecture": base["architecture"] or base["model_type"],
         **{name: training[name] for name in ("template_digest", "preprocessing_digest") if name in training},
         **({"fitted": training["fitted"]} if training["fitted"] else {}),
+        **({"init_commitment": training["init_commitment"]} if "init_commitment" in training else {}),
         **({"choices": part.choices} if part.choices else {}),
         "format": sources[0]["format"],
         "base": {field: base[field] for field in BASE_FIELDS} | {"license": base_license},

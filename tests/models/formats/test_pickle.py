@@ -22,10 +22,10 @@ class Hostile:
         return Path.touch, (self.mark,)
 
 
-def test_a_state_dict_of_tensors_reads_through_safetensors(tmp_path: Path, cache: Path) -> None:
+def test_an_old_state_dict_reads_through_safetensors(tmp_path: Path, cache: Path) -> None:
     shared = torch.randn(3, 4)
     state = {"a": shared, "tied": shared, "half": torch.tensor([1.5], dtype=torch.bfloat16), "view": shared.T}
-    torch.save(state, tmp_path / "pytorch_model.bin")
+    torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     weights = open_weights(tmp_path)
     assert weights.format == "safetensors"
     for name, tensor in state.items():

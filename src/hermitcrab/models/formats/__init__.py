@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.models.formats.weights import TensorInfo, Weights
+from hermitcrab.models.formats.weights import OpenWeights, TensorInfo, Weights
 
-__all__ = ["PICKLES", "TensorInfo", "Weights", "is_gguf", "open_weights", "weight_file"]
+__all__ = ["PICKLES", "OpenWeights", "TensorInfo", "Weights", "is_gguf", "open_weights", "weight_file"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -21,7 +21,7 @@ def weight_file(path: Path) -> Path:
     for name in ("model.safetensors", INDEX):
         if (path / name).is_file() or (path / name).is_symlink():
             return path / name
-    for pattern in ("*.gguf", "*.safetensors", "pytorch_model.bin", "*.pt", "*.pth"):
+    for pattern in ("*.gguf", "*.safetensors", "pytorch_model.bin", "*.pt", "*.pth", "*.onnx", "*.npz"):
         found = sorted(p for p in path.glob(pattern) if p.name != "adapter_model.safetensors")
         if len(found) == 1:
             return found[0]
@@ -37,7 +37,7 @@ def weight_file(path: Path) -> Path:
 
 
 def open_weights(path: Path) -> Weights:
-    """The tensors of a file or folder: safetensors (one or sharded), GGUF, or a pickle that holds tensors only.
+    """The tensors of a file or folder: safetensors (one or sharded), GGUF, ONNX, NumPy, or a checkpoint of tensors only.
 
     Raises:
         HermitcrabError: no such file, no known format, or a file that lies about itself.
@@ -52,13 +52,34 @@ def open_weights(path: Path) -> Weights:
         return safetensors.read_sharded(file.parent, file.name)
     if file.suffix == ".safetensors":
         return safetensors.read_file(file)
+    if file.suffix == ".onnx":
+        from hermitcrab.models.formats import onnx
+
+        return onnx.read_file(file)
+    if file.suffix in (".npz", ".npy"):
+        from hermitcrab.models.formats import npz
+
+        return npz.read_file(file)
     if file.suffix in PICKLES:
+        return _checkpoint(file, _begins(file))
+    if is_gguf(file):
+        return gguf.read_file(file)
+    raise HermitcrabError(
+        f"{file}: is no weight file that hermitcrab reads; expected .safetensors, .gguf, .onnx, .npz, .pt or a folder"
+    )
+
+
+def _checkpoint(file: Path, begins: bytes) -> Weights:
+    """PyTorch's zip files are read without torch; what is older goes through torch in a process of its own."""
+    if begins != b"PK\x03\x04":
         from hermitcrab.models.formats import pickle
 
         return pickle.read_file(file)
-    if is_gguf(file):
-        return gguf.read_file(file)
-    raise HermitcrabError(f"{file}: is no weight file that hermitcrab reads; expected .safetensors, .gguf or a folder")
+    from hermitcrab.models.formats import pytorch
+    from hermitcrab.models.formats.weights import open_checked
+
+    with open_checked(file) as handle:
+        return pytorch.read_file(file, handle)
 
 
 def is_gguf(file: Path) -> bool:

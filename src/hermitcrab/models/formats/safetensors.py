@@ -7,6 +7,7 @@ the tensors without hole or overlap. https://github.com/huggingface/safetensors#
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ NUMPY = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
     "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "F32": np.float32, "F64": np.float64,
 }  # fmt: skip
+
+
+EIGHT_BIT = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15)}  # bits of exponent and mantissa, bias
 
 
 def read_file(path: Path) -> Weights:
@@ -124,6 +128,8 @@ def _decode(info: TensorInfo, raw: np.ndarray) -> np.ndarray:
         return bfloat16_to_float32(raw)
     if info.dtype == "F16":
         return raw.view(np.float16).astype(np.float32)
+    if info.dtype in EIGHT_BIT:
+        return _eight_bit_table(info.dtype)[raw]
     if info.dtype not in NUMPY:
         raise HermitcrabError(
             f"{info.file}: tensor `{info.name}` is {info.dtype}, which hermitcrab cannot read yet; "
@@ -132,6 +138,24 @@ def _decode(info: TensorInfo, raw: np.ndarray) -> np.ndarray:
     if info.dtype == "BOOL":
         return raw != 0
     return raw.view(NUMPY[info.dtype])
+
+
+@cache
+def _eight_bit_table(dtype: str) -> np.ndarray:
+    """The 256 values of an eight-bit float as float32. arXiv:2209.05433 (OCP FP8): E5M2 as IEEE, E4M3 without infinities."""
+    exponent_bits, mantissa_bits, bias = EIGHT_BIT[dtype]
+    code = np.arange(256)
+    exponent, mantissa = code >> mantissa_bits & (1 << exponent_bits) - 1, code & (1 << mantissa_bits) - 1
+    scale = 1 << mantissa_bits
+    values = np.where(
+        exponent > 0, (1 + mantissa / scale) * 2.0 ** (exponent - bias), mantissa / scale * 2.0 ** (1 - bias)
+    )
+    top = exponent == (1 << exponent_bits) - 1
+    if dtype == "F8_E5M2":
+        values = np.where(top, np.where(mantissa == 0, np.inf, np.nan), values)
+    else:
+        values = np.where(top & (mantissa == scale - 1), np.nan, values)
+    return np.where(code & 128, -values, values).astype(np.float32)
 
 
 def read_sharded(folder: Path, index: str = INDEX) -> Weights:

@@ -70,6 +70,8 @@ class Weights:
     metadata: dict[str, Any]
     stamps: dict[Path, Stamp]
     decode: Callable[[TensorInfo, np.ndarray], np.ndarray] = field(repr=False)
+    streams: bool = True
+    """Rows of a tensor lie behind one another and decode on their own, so that a part can be read without the whole."""
 
     @property
     def files(self) -> list[Path]:
@@ -103,6 +105,51 @@ class Weights:
         except ValueError as error:  # an empty tensor with other sizes beyond what an array can have
             raise HermitcrabError(f"{info.file}: tensor `{name}` of shape {list(info.shape)} cannot be read") from error
 
+    def opened(self) -> OpenWeights:
+        """The files held open, for many small reads; use it in a `with`."""
+        return OpenWeights(self)
+
+
+class OpenWeights:
+    """Reads of rows from files that stay open: bounded memory at any size of tensor. Safe to share among threads."""
+
+    def __init__(self, weights: Weights):
+        self.weights = weights
+        self.handles: dict[Path, Handle] = {}
+        self.bytes_read = 0
+
+    def __enter__(self) -> OpenWeights:
+        try:
+            for path, stamp in self.weights.stamps.items():
+                self.handles[path] = open_checked(path, stamp)
+        except HermitcrabError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles.values():
+            handle.__exit__()
+        self.handles = {}
+
+    def raw_rows(self, name: str, start: int, stop: int, into: np.ndarray | None = None) -> np.ndarray:
+        """The bytes of rows `start` to `stop` along the first axis (uint8), read into the head of `into` where given."""
+        info = self.weights.info(name)
+        if not self.weights.streams or not info.shape or info.nbytes % max(info.shape[0], 1):
+            raise HermitcrabError(f"{info.file}: tensor `{name}` cannot be read in parts")
+        width = info.nbytes // max(info.shape[0], 1)
+        self.bytes_read += (stop - start) * width
+        return self.handles[info.file].read(
+            info.offset + start * width, (stop - start) * width, f"tensor `{name}`", into
+        )
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` along the first axis, decoded: shape (stop - start, *rest)."""
+        info = self.weights.info(name)
+        shape = (stop - start, *info.shape[1:])
+        part = TensorInfo(info.name, info.dtype, shape, info.offset, 0, info.file)
+        return self.weights.decode(part, self.raw_rows(name, start, stop)).reshape(shape)
+
 
 class Handle:
     """An open regular file of known size."""
@@ -112,14 +159,14 @@ class Handle:
         self.stamp = Stamp.of(os.fstat(descriptor))
         self.size = self.stamp.size
 
-    def read(self, offset: int, count: int, what: str) -> np.ndarray:
-        """`count` bytes at `offset`; short is an error, for the file lost bytes under us."""
+    def read(self, offset: int, count: int, what: str, into: np.ndarray | None = None) -> np.ndarray:
+        """`count` bytes at `offset`; short is an error, for the file lost bytes under us. `into`: memory to use again."""
         if offset + count > self.size:
             raise HermitcrabError(
                 f"{self.path}: {what} would end at byte {offset + count:,}, but the file has {self.size:,}; "
                 "it is cut off"
             )
-        buffer = np.empty(count, np.uint8)
+        buffer = np.empty(count, np.uint8) if into is None else into[:count]
         view, done = buffer.data, 0
         while done < count:
             got = os.preadv(self.descriptor, [view[done : done + (1 << 30)]], offset + done)
