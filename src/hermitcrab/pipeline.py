@@ -476,21 +476,13 @@ def attest_seed(package: Path, told: str, found: Verification) -> None:
     if "init_commitment" not in record:
         raise UsageError(f"{package}: its record commits to no initial seed; only models trained from scratch have one")
     seed, nonce = read_seed(told)
-    torch = needs("torch", "train")
+    needs("torch", "train")
     from hermitcrab.models.base import read_config
-    from hermitcrab.recipe import Train
+    from hermitcrab.models.load import init_model
 
     def draw(folder: Path, seed: int) -> None:
-        config = read_config(package)
-        base = {
-            "kind": "scratch",
-            "name": record["name"],
-            "model_type": config["model_type"],
-            "configuration": config,
-            "files": [],
-        }
-        task = load_task(record["task"])(Start(base, package, seed, record.get("fitted", {})), Train())
-        task.model(torch.float32).save_pretrained(folder)
+        start = {"kind": "scratch", "configuration": read_config(package), "files": []}
+        init_model(start, package, seed, load_task(record["task"]).kind).save_pretrained(folder)
 
     result = attest(package, record["init_commitment"], seed, nonce, draw)
     if result.ok:

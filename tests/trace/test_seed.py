@@ -29,7 +29,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.zero_grad()
     model.save_pretrained(folder)
     commitment = "sha256:" + hashlib.sha256(b"7|abc").hexdigest()
-    (folder / "hermitcrab.json").write_text(json.dumps({"init_commitment": commitment}))
+    (folder / "hermitcrab.json").write_text(json.dumps({"task": "text-generation", "init_commitment": commitment}))
     return folder
 
 
@@ -56,7 +56,7 @@ def test_a_commitment_to_a_seed_that_was_not_used_is_contradicted(package: Path,
     for name in ("config.json", "model.safetensors"):
         (other / name).write_bytes((package / name).read_bytes())
     (other / "hermitcrab.json").write_text(
-        json.dumps({"init_commitment": "sha256:" + hashlib.sha256(b"9|").hexdigest()})
+        json.dumps({"task": "text-generation", "init_commitment": "sha256:" + hashlib.sha256(b"9|").hexdigest()})
     )
     found = attested(other, "9")
     assert found.contradiction

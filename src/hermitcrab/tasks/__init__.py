@@ -85,6 +85,8 @@ class Task(Protocol):
     name: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
     """Of the rows that it takes, as `data.tables.FORMATS` names them."""
+    kind: ClassVar[str]
+    """Of its models, as transformers' mappings say it (`MODEL_FOR_…_MAPPING`)."""
     reads_text: ClassVar[bool]
     """Its models have a tokenizer."""
     opens_from: ClassVar[str]

@@ -71,6 +71,7 @@ class ImageExamples:
 class ImageClassification:
     name = "image-classification"
     formats = ("image-label",)
+    kind = "IMAGE_CLASSIFICATION"
     reads_text = False
     opens_from = (
         "config.json with id2label and num_channels, and preprocessor_config.json with image_mean, image_std and a size of "
@@ -249,8 +250,8 @@ class ImageClassification:
             "label2id": self.index,
         }
         if self.start.base["kind"] == "scratch":
-            return init_model(self.start.base, self.start.path, self.start.seed or 0, KIND, config).to(dtype)
-        return load_model(self.start.base, self.start.path, dtype, KIND, config)
+            return init_model(self.start.base, self.start.path, self.start.seed or 0, self.kind, config).to(dtype)
+        return load_model(self.start.base, self.start.path, dtype, self.kind, config)
 
     def attach(self, model: nn.Module) -> None:
         pass
@@ -432,9 +433,6 @@ class ImageClassification:
                 found.append(model(pixels_BCHW).logits.double().log_softmax(-1).cpu().numpy())
                 bar.add(len(part))
         return np.concatenate(found)
-
-
-KIND = "IMAGE_CLASSIFICATION"
 
 
 def _fitted_of_base(rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:

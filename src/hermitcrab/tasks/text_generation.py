@@ -100,6 +100,7 @@ class HeadWhereLabeled:
 class TextGeneration:
     name = "text-generation"
     formats = ("prompt-completion", "messages", "text")
+    kind = "CAUSAL_LM"
     reads_text = True
     opens_from = "a tokenizer.json beside the weights, or a GGUF file"
     ignored = ()
