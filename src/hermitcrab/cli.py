@@ -101,12 +101,12 @@ def verify_verb(args: argparse.Namespace) -> Answer:
 
     found = verify(args.folder, args.key)
     if args.recompute and found.ok:
-        from hermitcrab.pipeline import recompute_parity
+        from hermitcrab.afresh import recompute_parity
         from hermitcrab.store import Store
 
         recompute_parity(args.folder, args.base, Store(args.store), found)
     if args.seed and found.ok:
-        from hermitcrab.pipeline import attest_seed
+        from hermitcrab.afresh import attest_seed
 
         attest_seed(args.folder, args.seed, found)
     status = 0 if found.ok else 3 if found.contradiction else 1

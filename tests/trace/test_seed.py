@@ -6,10 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from hermitcrab.afresh import attest_seed
 from hermitcrab.errors import UsageError
 from hermitcrab.lineage.verify import Verification
 from hermitcrab.models.load import init_model
-from hermitcrab.pipeline import attest_seed
 from hermitcrab.trace.seed import read_seed
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 200, "hidden_size": 48, "intermediate_size": 96,

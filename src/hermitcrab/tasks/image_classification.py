@@ -19,19 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hermitcrab.data.images import decode, resized, stack
+from hermitcrab.data.images import decode, resized
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.packing import IGNORE
 from hermitcrab.data.tables import question
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError, UsageError
-from hermitcrab.models.base import read_config
 from hermitcrab.models.load import init_model, load_model, quiet
-from hermitcrab.models.tokenizer import read_json_file
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Recipe, Train
 from hermitcrab.store import write_json
-from hermitcrab.tasks import Asking, Loss, Start, Work
+from hermitcrab.tasks import Asking, Loss, Start, Work, fitting
 from hermitcrab.tasks.inputs import images
 
 if TYPE_CHECKING:
@@ -40,13 +38,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 PROBES = 64
-FEWEST_LABELS = 2
-PREPARED = {
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "do_center_crop": False,
-}  # as `save` means it
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +87,10 @@ class ImageClassification:
     @classmethod
     def check_rows(cls, part: Evaluate, splits: Mapping[str, pa.Table]) -> None:
         known = set(cls.answers(splits["train"]))
-        if len(known) < FEWEST_LABELS:
+        if len(known) < fitting.FEWEST_LABELS:
             raise HermitcrabError(
                 f"training rows have {len(known)} label{'s' * (len(known) != 1)} ({', '.join(sorted(known))}); "
-                f"expected at least {FEWEST_LABELS} to tell apart"
+                f"expected at least {fitting.FEWEST_LABELS} to tell apart"
             )
         for name in ("validation", "test"):
             if unseen := sorted(set(cls.answers(splits[name])) - known):
@@ -120,65 +111,20 @@ class ImageClassification:
         Raises:
             HermitcrabError: the base knows other labels, or images of another size.
         """
-        if base["kind"] != "scratch":
-            return _fitted_of_base(rows, base, path)
-        pixels_NHWC = _pixels(rows, None)
-        total, squares = np.zeros(pixels_NHWC.shape[3]), np.zeros(pixels_NHWC.shape[3])
-        for part in np.array_split(pixels_NHWC, max(1, len(pixels_NHWC) // 4096)):
-            whole = part.astype(np.int64)
-            total += whole.sum(axis=(0, 1, 2))
-            squares += (whole * whole).sum(axis=(0, 1, 2))
-        count = max(1, pixels_NHWC.size // pixels_NHWC.shape[3])
-        mean = total / count
-        spread = np.sqrt(np.maximum(squares / count - mean**2, 0))
-        return {
-            "labels": sorted(set(cls.answers(rows))),
-            "image": list(pixels_NHWC.shape[1:]),
-            "mean": [round(float(m) / 255, 6) for m in mean],
-            "std": [round(float(s) / 255, 6) or 1.0 for s in spread],  # a channel that never varies is only shifted
-        }
+        labels = cls.answers(rows)
+        if base["kind"] == "scratch":
+            return fitting.fit(labels, fitting.pixels(rows, None))
+        fitted = fitting.of_base(labels, base, path)
+        fitting.pixels(rows, fitted["image"])  # of another size: told with the row
+        return fitted
 
     @classmethod
     def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
-        labels, image = fitted.get("labels"), fitted.get("image")
-        mean, std = fitted.get("mean"), fitted.get("std")
-        sound = (
-            isinstance(labels, list) and len(labels) >= FEWEST_LABELS and all(isinstance(label, str) for label in labels)
-            and len(set(labels)) == len(labels)
-            and isinstance(image, list) and len(image) == 3 and all(type(n) is int and 0 < n < 1 << 16 for n in image)
-            and image[2] in (1, 3)
-            and all(isinstance(v, list) and len(v) == image[2] and all(type(x) is float for x in v) for v in (mean, std))
-            and all(x > 0 for x in std or ())
-        )  # fmt: skip
-        if not sound:
-            raise HermitcrabError(f"{where}: `fitted` is not what {cls.name} fits: labels, image, mean and std")
+        fitting.check(fitted, where)
 
     @classmethod
     def opens(cls, path: Path) -> dict[str, Any] | None:
-        """What `save` left; of another library's model, where images are prepared as they are here but for mean, spread and size."""
-        files = [path / "config.json", path / "preprocessor_config.json"]
-        config, prepared = (read_json_file(file) if file.is_file() else {} for file in files)
-        if not isinstance(config, dict) or not isinstance(prepared, dict):
-            return None
-        names, size = config.get("id2label"), prepared.get("size")
-        if not isinstance(names, dict) or not isinstance(size, dict) or "num_channels" not in config:
-            return None
-        if not size.keys() >= {"height", "width"} or not prepared.keys() >= {"image_mean", "image_std"}:
-            return None
-        for key, wanted in PREPARED.items():
-            if prepared.get(key, wanted) != wanted:
-                raise HermitcrabError(f"{files[1]}: {key}: expected {wanted}, as images are prepared here. "
-                                      f"Received: {prepared[key]!r}")  # fmt: skip
-        mean, std = (
-            [float(x) if type(x) is int else x for x in v] if isinstance(v, list) else v
-            for v in (prepared["image_mean"], prepared["image_std"])
-        )
-        fitted = {
-            "labels": [names.get(str(i)) for i in range(len(names))],
-            "image": [size["height"], size["width"], config["num_channels"]], "mean": mean, "std": std,
-        }  # fmt: skip
-        cls.check_fitted(fitted, f"{files[0]} and {files[1].name}")
-        return fitted
+        return fitting.opens(path)
 
     @classmethod
     def read_inputs(cls, words: Sequence[str], column: str) -> list[tuple[str, bytes]]:
@@ -204,7 +150,7 @@ class ImageClassification:
     @classmethod
     def features(cls, rows: pa.Table) -> np.ndarray:
         """Pixels as they are, float32 [N, H * W * C] from 0 to 1."""
-        pixels_NHWC = _pixels(rows, None)
+        pixels_NHWC = fitting.pixels(rows, None)
         return pixels_NHWC.reshape(len(pixels_NHWC), -1).astype(np.float32) / 255
 
     @classmethod
@@ -281,7 +227,7 @@ class ImageClassification:
         """Every row, decoded once."""
         import torch
 
-        pixels_NHWC = _pixels(rows, self.fitted["image"])
+        pixels_NHWC = fitting.pixels(rows, self.fitted["image"])
         labels = self.answers(rows)
         ledger.take(len(labels))
         ledger.keep(len(labels))
@@ -357,7 +303,7 @@ class ImageClassification:
 
         model.eval()
         device = next(model.parameters()).device
-        pixels_NHWC = np.stack([_wave(number, self.fitted["image"]) for _, number in probes])
+        pixels_NHWC = np.stack([fitting.wave(number, self.fitted["image"]) for _, number in probes])
         pixels_NCHW = torch.from_numpy(np.ascontiguousarray(pixels_NHWC.transpose(0, 3, 1, 2)))
         with torch.inference_mode():
             return model(self.scaled(pixels_NCHW).to(device)).logits.float().cpu()
@@ -383,7 +329,9 @@ class ImageClassification:
             raise HermitcrabError(
                 f"the model has no label {unknown[0]!r}, which is a reference; it has: {', '.join(self.index)}"
             )
-        log_p_NK = self.log_probabilities(model, _pixels(rows, self.fitted["image"]), batch_size or part.batch_size)
+        log_p_NK = self.log_probabilities(
+            model, fitting.pixels(rows, self.fitted["image"]), batch_size or part.batch_size
+        )
         table: dict[str, Any] = {
             "row_id": rows["row_id"],
             "reference": pa.array(references, pa.string()),
@@ -433,56 +381,3 @@ class ImageClassification:
                 found.append(model(pixels_BCHW).logits.double().log_softmax(-1).cpu().numpy())
                 bar.add(len(part))
         return np.concatenate(found)
-
-
-def _fitted_of_base(rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What the folder of an image classifier says of its labels and of how it sees an image, if these rows go with it."""
-    config, processor = read_config(path), path / "preprocessor_config.json"
-    if not processor.is_file():
-        raise HermitcrabError(f"{base['name']}: has no preprocessor_config.json, so how it sees an image is not known")
-    seen = read_json_file(processor)
-    try:
-        labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
-        size = seen["size"]
-        image = [size["height"], size["width"], config["num_channels"]]
-        fitted = {
-            "labels": labels, "image": image, "mean": list(map(float, seen["image_mean"])), "std": list(map(float, seen["image_std"])),
-        }  # fmt: skip
-        if not math.isclose(seen.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-            raise ValueError("rescale_factor")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise HermitcrabError(f"{base['name']}: its labels or its preprocessing cannot be read: {error}") from error
-    ImageClassification.check_fitted(fitted, base["name"])
-    if set(labels) != (here := set(ImageClassification.answers(rows))):
-        raise HermitcrabError(
-            f"the base knows other labels than the training rows have: only it {sorted(set(labels) - here)[:5]}, only they "
-            f"{sorted(here - set(labels))[:5]}; rename them with `values`, or start from scratch"
-        )
-    _pixels(rows, image)  # of another size: told with the row
-    return fitted
-
-
-def _pixels(rows: pa.Table, shape: list[int] | None) -> np.ndarray:
-    """The images of rows, uint8 [N, H, W, C]; those of the last table are kept, so that fitting and training decode it once."""
-    held, pixels_NHWC = _last or (None, np.zeros(0))
-    if held is not rows or (shape and list(pixels_NHWC.shape[1:]) != shape):
-        names = [f"row {row}" for row in rows["row_id"].to_pylist()]
-        with progress("images", len(names), "images") as bar:
-            pixels_NHWC = stack(
-                rows["image"].to_pylist(), names, (shape[0], shape[1], shape[2]) if shape else None, bar.add
-            )
-        _last[:] = rows, pixels_NHWC
-    return pixels_NHWC
-
-
-_last: list[Any] = []  # the table that was decoded last, and its pixels
-
-
-def _wave(number: int, shape: list[int]) -> np.ndarray:
-    """Pattern `number`, uint8 [H, W, C]: two crossed waves whose directions and lengths go with the number."""
-    height, width, channels = shape
-    y, x, c = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), np.arange(channels), indexing="ij")
-    angle, length = 2.399963 * number, 1 + number % 7  # the golden angle leaves no two directions alike
-    first = np.sin(2 * np.pi * length * (x * np.cos(angle) + y * np.sin(angle)) + c)
-    second = np.cos(2 * np.pi * (1 + number % 5) * (y * np.cos(angle) - x * np.sin(angle)) + number)
-    return np.clip(127.5 + 63.75 * (first + second), 0, 255).astype(np.uint8)
