@@ -202,7 +202,9 @@ def test_a_client_that_leaves_stops_its_answer(endless, stream):
 def test_a_full_queue_refuses_and_those_who_leave_make_room(endless):
     before = endless.until_idle()
     connections = [post(endless, LONG) for _ in range(QUEUE + 1)]
-    while endless.health()["waiting"] < QUEUE:
+    deadline = time.monotonic() + 30
+    while (told := endless.health())["waiting"] < QUEUE:
+        assert time.monotonic() < deadline, told
         time.sleep(0.01)
     with pytest.raises(openai.RateLimitError, match="requests are waiting already"):
         endless.client.completions.create(**LONG)

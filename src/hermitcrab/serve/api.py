@@ -66,13 +66,16 @@ class Service:
         Raises:
             Refusal: 429, where too many wait already.
         """
-        if self.lock.locked() and self.waiting >= self.queue:
+        if not self.lock.locked():
+            self.lock.acquire_nowait()  # `acquire` would yield first, and who has the turn would count as waiting meanwhile
+        elif self.waiting >= self.queue:
             raise Refusal(429, f"{self.waiting} requests are waiting already; try again later", code="queue_full")
-        self.waiting += 1
-        try:
-            await self.lock.acquire()
-        finally:
-            self.waiting -= 1
+        else:
+            self.waiting += 1
+            try:
+                await self.lock.acquire()
+            finally:
+                self.waiting -= 1
         try:
             yield
         finally:
