@@ -326,10 +326,11 @@ def registry(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def publish(folder: Path, name: str = "crab-rows") -> None:
-    (folder / "rows.deb").write_bytes(build_deb())
+    deb = build_deb()  # once: gzip writes the time into what it packs
+    (folder / "rows.deb").write_bytes(deb)
     (folder / "Packages").write_text(
         f"Package: {name}\nVersion: {VERSION}\nArchitecture: all\nMaintainer: a <a@b.c>\nFilename: ./rows.deb\n"
-        f"Size: {len(build_deb())}\nSHA256: {digest_bytes(build_deb())[7:]}\nDescription: rows\n\n"
+        f"Size: {len(deb)}\nSHA256: {digest_bytes(deb)[7:]}\nDescription: rows\n\n"
     )
     subprocess.run(["apt-get", "update"], check=True, capture_output=True)
 

@@ -15,7 +15,7 @@ import yaml
 from hermitcrab.digest import describe_files, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.models import architectures, ggml
-from hermitcrab.models.formats import Weights, open_weights
+from hermitcrab.models.formats import PICKLES, Weights, open_weights
 from hermitcrab.models.tokenizer import FILES as TOKENIZER_FILES
 from hermitcrab.models.tokenizer import TextTokenizer, read_json_file, read_tokenizer
 from hermitcrab.progress import progress
@@ -178,6 +178,10 @@ def _present(folder: Path, names: tuple[str, ...]) -> list[str]:
 def _weight_names(folder: Path, weights: Weights, notes: list[str]) -> list[str]:
     inside = [file.name for file in weights.files if file.parent == folder]
     if inside:
+        if any(name.endswith(PICKLES) for name in inside):
+            notes.append(
+                "the weights came as a pickle, which was read as data: tensors only, and nothing in it was run"
+            )
         return inside
     from hermitcrab.models.formats import weight_file
 
