@@ -16,7 +16,7 @@ import numpy as np
 
 from hermitcrab.progress import progress
 from hermitcrab.trace.model import Model
-from hermitcrab.trace.structure import Part
+from hermitcrab.trace.parts import Part
 
 CHUNK = 1 << 20  # bytes of each file at a time
 PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<u2")}

@@ -12,7 +12,8 @@ import numpy as np
 
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.models.formats import OpenWeights, TensorInfo, Weights, open_weights
-from hermitcrab.trace.structure import Part, Seen, Structure, understand
+from hermitcrab.trace.parts import Part, Seen, Structure
+from hermitcrab.trace.structure import understand
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 MOST_TENSORS = 200_000
