@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 HINTS = {
     "qkv": r"qkv|c_attn|query_key_value|in_proj",
@@ -20,6 +21,7 @@ HINTS = {
 _ANCHORED = {role: re.compile(rf"(?:^|[./_])((?:{text}))$", re.I) for role, text in HINTS.items()}
 
 
+@lru_cache(4096)  # each name is asked about several times
 def hint(name: str) -> str | None:
     """The role that a name suggests; the longest match wins."""
     stem = re.sub(r"[._]?(weight|kernel|_q|_quantized)$", "", name)
