@@ -38,6 +38,12 @@ from hermitcrab.trace.verdict import Evidence, Levels, judge
 
 BASES = 4
 FAILING = ("laundered, scrambled, int2", "laundered, scrambled, prune 80%", "laundered, scrambled, noise 1")
+FAILING_CNN = (
+    "channels relabeled",
+    "channels relabeled, int8",
+    "merge 3%",
+    "merge 1%",
+)  # aligned blocks are what finds them elsewhere
 BLIND = 4  # of so many pairs of twins one is also aligned blind, which takes most of the time
 
 
@@ -182,6 +188,9 @@ def cases(family: Family, p: cut.Params, q: cut.Params, k: int) -> Iterator[Case
         yield "merge", f"merge {weight:.0%}", f, cut.merge(p, q, weight), {"relation": "merged", "weight": weight}
     yield "merge", "slerp 30%", f, cut.slerp(p, q, 0.3), {}
     if f.model_type == "cnn":
+        washed = cut.launder(f, p, 77 + k)
+        yield "channels", "channels relabeled", f, washed, {}
+        yield "channels", "channels relabeled, int8", f, cut.quantize(washed, 8), {}
         return
     for rank in (1, 4, 16):
         yield "adapter", f"rank {rank}", f, cut.low_rank(p, rank, k), {"relation": "LoRA-like"}
@@ -282,12 +291,15 @@ def _trained(rows: Rows, zoo: Path, name: str, f: Family, k: int, base: Path, ot
              "vocabulary": "vocabulary replaced", "vocabulary-body": "vocabulary replaced"}  # fmt: skip
     for kind, relation in kinds.items():
         child = stacked(zoo, f"evaluation-{name}-{kind}")
-        if child is None:
+        if child is None or k >= len(next(iter(child.values()))):
             continue
         p, truth = cut.one(child, k), {"relation": relation} if relation else {}
         _case(rows, name, k, kind, kind, f, p, truth, base, other)
         if f.model_type == "cnn":
             continue
+        if kind == "continued-10x":
+            kept = cut.launder(f, p, 300 + k)
+            _case(rows, name, k, f"{kind}, laundered", f"{kind}, laundered, vocabulary kept", f, kept, {}, base, other)
         washed = cut.launder(f, cut.scrambled(f, p, k), 300 + k)
         _case(rows, name, k, f"{kind}, laundered", f"{kind}, laundered", f, washed, {}, base, other)
         for what, q in (("int4", cut.quantize(washed, 4)), ("prune 50%", cut.prune(washed, 0.5))):
@@ -433,7 +445,8 @@ def _positives(found: list[dict], twins: list[dict]) -> None:
     if layers:
         print(f"layer map: {np.mean(layers):.4f} of the layers right over {len(layers)} maps")
     _rates("everything, the failing ends of the grid included", found, twins)
-    _rates("without the failing ends", [r for r in found if r["what"] not in FAILING], twins)
+    held = [r for r in found if r["what"] not in (FAILING + FAILING_CNN if r["family"] == "cnn" else FAILING)]
+    _rates("without the failing ends", held, twins)
     print(
         f"abstentions: {sum(r['verdict'] == 'cannot-tell' for r in found)} of {len(found)} related, "
         f"{sum(r['verdict'] == 'cannot-tell' for r in twins)} of {len(twins)} twins"

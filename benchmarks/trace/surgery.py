@@ -134,6 +134,9 @@ def launder(f: Family, p: Params, seed: int, what: str = "all") -> Params:
     """Relabeled so that it computes the same. `what`: all, neurons, heads, residual or a sum such as `neurons+residual`."""
     r = np.random.default_rng(seed)
     out = {n: np.array(v) for n, v in p.items()}
+    if f.model_type == "cnn":
+        _channels(out, r)
+        return out
     chosen = {"neurons", "heads", "residual"} if what == "all" else set(what.split("+"))
     if "neurons" in chosen:
         _neurons(f, out, r)
@@ -142,6 +145,21 @@ def launder(f: Family, p: Params, seed: int, what: str = "all") -> Params:
     if "residual" in chosen:
         _residual(f, out, r)
     return out
+
+
+def _channels(p: Params, r: np.random.Generator) -> None:
+    """Channels and neurons of the CNN in another order."""
+    before, i = np.arange(p["conv0"].shape[1]), 0
+    while f"conv{i}" in p:
+        order = r.permutation(len(p[f"conv{i}"]))
+        p[f"conv{i}"] = p[f"conv{i}"][order][:, before]
+        for name in (f"conv{i}.b", f"gain{i}", f"shift{i}"):
+            p[name] = p[name][order]
+        before, i = order, i + 1
+    order = r.permutation(len(p["fc"]))
+    places = p["fc"].reshape(len(order), len(before), -1)
+    p["fc"], p["fc.b"] = places[order][:, before].reshape(len(order), -1), p["fc.b"][order]
+    p["out"] = p["out"][:, order]
 
 
 def _neurons(f: Family, p: Params, r: np.random.Generator) -> None:

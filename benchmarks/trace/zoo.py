@@ -28,6 +28,7 @@ CALIBRATION = ("llama", "gpt2")
 HALVES = {"calibration": ("austen", 24, 10_000), "evaluation": ("help", 40, 20_000)}  # text, seeds, first seed
 LONGEST = {"llama": 10, "gpt2": 3}  # times their training that children are continued for, the others once
 FEWER = {"cnn": 26, "llama-deep": 27}  # seeds, of families that are trained half as long too
+TENFOLD = 2  # of the bases, those continued for ten times
 BASES = 4  # evaluation models of a family from which children are trained
 FULL_STEPS, NANO_STEPS = 400, 40
 
@@ -90,10 +91,11 @@ class Zoo:
         base = {name: value[:bases] for name, value in p.items()}
         other = "reviews" if f.model_type != "cnn" else "images"
 
-        def onward(kind: str, steps: int, rate: float, seed: int, **more) -> None:
+        def onward(kind: str, steps: int, rate: float, seed: int, count: int = bases) -> None:
+            start = {name: value[:count] for name, value in base.items()}
             batches = (lambda: image_batches(seed, 0)) if f.model_type == "cnn" else (
                 lambda: text_batches(self.stream(other, f.vocabulary, "help"), seed, f.model_type == "bert"))  # fmt: skip
-            made = self.make(f"evaluation-{f.name}-{kind}", f, lambda: base, batches, steps, rate, **more)
+            made = self.make(f"evaluation-{f.name}-{kind}", f, lambda: start, batches, steps, rate)
             self.write(f, made, "evaluation", kind, "help", parent="twin", steps=steps, rate=rate)
 
         onward("sft-short", self.steps // 8, 5e-4, 1)
@@ -104,7 +106,7 @@ class Zoo:
         if longest >= 3:
             onward("continued-3x", 3 * self.steps, 3e-3, 4)
         if longest >= 10:
-            onward("continued-10x", 10 * self.steps, 3e-3, 5)
+            onward("continued-10x", 10 * self.steps, 3e-3, 5, TENFOLD)
 
     def others(self, f: Family, base: Parameters, bases: int) -> None:
         """Another vocabulary, with the body frozen and then not; a student of the answers; experts out of the dense model."""

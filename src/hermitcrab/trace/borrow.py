@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from hermitcrab.trace.model import SMALLEST, Model
-from hermitcrab.trace.structure import Part, Structure
+from hermitcrab.trace.parts import Part, Structure
 
 CORNER = 256  # rows and columns compared
 LEAST = 0.05

@@ -7,6 +7,7 @@ model. Files are read rather than mapped: a mapped file that somebody shortens k
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ import numpy as np
 
 from hermitcrab.progress import progress
 from hermitcrab.trace.model import Model
-from hermitcrab.trace.structure import Part
+from hermitcrab.trace.parts import Part
 
-CHUNK = 1 << 20  # bytes of each file at a time
+CHUNK = 1 << 21  # bytes of each file at a time
 PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<u2")}
 
 
@@ -119,6 +120,16 @@ def head_rows(model: Model, part: Part, count: int) -> np.ndarray:
     return model.matrix(part)[:count]
 
 
+_held = threading.local()
+
+
+def _buffers(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two of this thread's own, used again for every tensor: fresh memory costs a page fault every 4 KiB."""
+    if getattr(_held, "size", 0) < size:
+        _held.size, _held.pair = size, (np.empty(size, np.uint8), np.empty(size, np.uint8))
+    return _held.pair
+
+
 def _stream(suspect: Model, base: Model, p: Part, q: Part, rows: int | None) -> Sums:
     from hermitcrab.trace import kernels
 
@@ -126,7 +137,7 @@ def _stream(suspect: Model, base: Model, p: Part, q: Part, rows: int | None) -> 
     width, kind = p.shape[1], _kind(suspect, p)
     item = PLAIN[kind]
     step = max(1, CHUNK // (width * item.itemsize))
-    left, right = (np.empty(min(step, count) * width * item.itemsize, np.uint8) for _ in range(2))
+    left, right = _buffers(min(step, count) * width * item.itemsize)
     dots, aa, bb = (np.zeros(count) for _ in range(3))
     columns, part = np.zeros(width), np.zeros(width, np.float32)
     table = kernels.half_table()

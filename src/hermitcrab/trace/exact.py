@@ -18,7 +18,7 @@ import numpy as np
 
 from hermitcrab.trace.compare import Sums, compare, head_rows
 from hermitcrab.trace.model import SMALLEST, Model, constant
-from hermitcrab.trace.structure import Part
+from hermitcrab.trace.parts import Part
 
 LOG10E = math.log10(math.e)
 FEWEST = 8  # independent signs below which a group is left out

@@ -19,7 +19,7 @@ import numpy as np
 
 from hermitcrab.trace.exact import FEWEST, Group, bound
 from hermitcrab.trace.model import LARGEST_MATRIX, SMALLEST, Model, constant
-from hermitcrab.trace.structure import Seen
+from hermitcrab.trace.parts import Seen
 
 SMALLEST_SPACE = 16
 

@@ -18,7 +18,7 @@ from hermitcrab.errors import HermitcrabError
 from hermitcrab.models.formats import Weights
 from hermitcrab.trace.compare import head_rows
 from hermitcrab.trace.model import Heads, Model, open_model
-from hermitcrab.trace.structure import Part, Structure
+from hermitcrab.trace.parts import Part, Structure
 
 MARK = "hermitcrab.sketch"
 VERSION = "1"

@@ -10,92 +10,15 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from hermitcrab.trace.hints import hint
+from hermitcrab.trace.parts import Part, Seen, Structure
 
 MOST_LAYERS = 2000
-HINTS = {
-    "qkv": r"qkv|c_attn|query_key_value|in_proj",
-    "gate_up": r"gate_up|gate_and_up|w13",
-    "q": r"q_proj|query|attn_q|wq|q_lin|to_q|q",
-    "k": r"k_proj|key|attn_k|wk|k_lin|to_k|k",
-    "v": r"v_proj|value|attn_v|wv|v_lin|to_v|v",
-    "o": r"o_proj|out_proj|attn_output|wo|out_lin|to_out|attention\.dense|"
-    r"self_attention\.dense|attn\.proj|attn\.c_proj|attention\.output\.dense|o",
-    "gate": r"gate_proj|ffn_gate(_exps)?|w1|wi_0|fc1_g",
-    "up": r"up_proj|ffn_up(_exps)?|w3|wi_1|fc1(_x)?|c_fc|intermediate\.dense|dense_h_to_4h|lin1|linear1|fc_in|up|wi",
-    "down": r"down_proj|ffn_down(_exps)?|w2|fc2|mlp\.c_proj|output\.dense|dense_4h_to_h|lin2|linear2|fc_out|down",
-    "router": r"router|block_sparse_moe\.gate|mlp\.gate|ffn_gate_inp|gate",
-}  # fmt: skip
-PATTERNS = {
-    role: re.compile(rf"(?:.*[./_])?(?:{text})(?:[._](?:weight|kernel|w|base_layer))*", re.I)
-    for role, text in HINTS.items()
-}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A tensor before it is known: `turned`: the graph says that rows are inputs (None: no graph)."""
-
-    name: str
-    shape: tuple[int, ...]
-    turned: bool | None = None
-
-
-@dataclass(frozen=True)
-class Part:
-    """A matrix of a model, (out, in) whatever the file's layout: rows `start:stop` along the file's output axis.
-
-    `index`: the place along the first axis of a stack of experts.
-    """
-
-    role: str
-    layer: int
-    tensor: str
-    shape: tuple[int, int]
-    turned: bool = False
-    start: int = 0
-    expert: int = -1
-    index: int = -1
-
-    @property
-    def key(self) -> tuple[int, str, int]:
-        return self.layer, self.role, self.expert
-
-
-@dataclass
-class Structure:
-    """What was recognized. `spare` are matrices without a role, compared by shape and place alone."""
-
-    parts: list[Part] = field(default_factory=list)
-    gains: dict[tuple[int, int], str] = field(default_factory=dict)
-    """(layer, 0 before attention or 1 before the MLP) → name of the gain vector; layer -1: the last norm."""
-    spare: list[Seen] = field(default_factory=list)
-    layers: int = 0
-    width: int = 0
-    gated: bool = False
-    centered: bool = False
-    """Norms subtract the mean (they have shifts), so that residual coordinates have no sign to flip."""
-    sure_gate: bool = True
-    """Which of two twin matrices is the gate is known, not guessed from position."""
-    learned_positions: bool = False
-    how: str = "names and shapes"
-
-    def of(self, layer: int, role: str) -> list[Part]:
-        return [p for p in self.parts if p.layer == layer and p.role == role]
 
 
 def natural(name: str) -> list[object]:
     return [(0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.split(r"(\d{1,9})", name)]
-
-
-def hint(name: str) -> str | None:
-    """The role that a name suggests; the longest match wins."""
-    stem = re.sub(r"[._]?(weight|kernel|_q|_quantized)$", "", name)
-    found = [(len(m[1]) if m.lastindex else 0, role) for role, p in _ANCHORED.items() if (m := p.search(stem))]
-    return max(found)[1] if found else None
-
-
-_ANCHORED = {role: re.compile(rf"(?:^|[./_])((?:{text}))$", re.I) for role, text in HINTS.items()}
 
 
 def understand(seen: Sequence[Seen], ordered: bool = False) -> Structure:

@@ -9,15 +9,15 @@ https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; https://protobuf.dev/pro
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from hermitcrab.errors import HermitcrabError
+from hermitcrab.models.formats.protobuf import Wire
 from hermitcrab.models.formats.weights import (
-    Handle,
     Stamp,
     TensorInfo,
     Weights,
@@ -31,9 +31,7 @@ TYPES = {1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 9: 
          16: "BF16", 21: "U4", 22: "I4"}  # fmt: skip
 NUMPY = {"F32": "<f4", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "I32": "<i4", "I64": "<i8", "BOOL": "u1", "F16": "<f2",
          "F64": "<f8", "U32": "<u4", "U64": "<u8", "BF16": "<u2"}  # fmt: skip
-LARGEST_GRAPH = 1 << 28  # bytes of nodes, names and small fields
 SMALL = 1 << 24  # bytes of a scale or a zero point
-WINDOW = 1 << 16
 THROUGH = ("Cast", "Mul", "DequantizeLinear", "Transpose", "Identity", "Reshape")
 AUTOMATIC = re.compile(r"(onnx::\w+_\d+|\d+|\w*_?(MatMul|Gemm|Conv)_\d+)(_quantized|_DequantizeLinear)?")
 
@@ -70,66 +68,6 @@ class _Tensor:
     external: bool = False
 
 
-class _Wire:
-    """Fields of a message between two positions of the file."""
-
-    def __init__(self, handle: Handle):
-        self.handle, self.at, self.data, self.taken = handle, 0, b"", 0
-
-    def fail(self, what: str, where: int) -> HermitcrabError:
-        return HermitcrabError(f"{self.handle.path}: {what} (at byte {where:,} of the ONNX file); it is damaged")
-
-    def bytes(self, start: int, count: int) -> bytes:
-        if count > WINDOW or start < self.at or start + count > self.at + len(self.data):
-            if count > WINDOW:
-                self.taken += count
-                if self.taken > LARGEST_GRAPH:
-                    raise self.fail("the graph is too large to be one", start)
-                return self.handle.read(start, count, "the graph").tobytes()
-            self.at = start
-            self.data = self.handle.read(start, min(WINDOW, self.handle.size - start), "the graph").tobytes()
-            if len(self.data) < count:
-                raise self.fail("it is cut off", start)
-        return self.data[start - self.at : start - self.at + count]
-
-    def varint(self, start: int, end: int) -> tuple[int, int]:
-        chunk = self.bytes(start, min(10, end - start))
-        value = 0
-        for i, byte in enumerate(chunk):
-            value |= (byte & 127) << 7 * i
-            if byte < 128:
-                return value & (1 << 64) - 1, start + i + 1
-        raise self.fail("a number without end", start)
-
-    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """(field, wire type, value or offset, bytes) one after another."""
-        at = start
-        while at < end:
-            tag, at = self.varint(at, end)
-            number, wire = tag >> 3, tag & 7
-            if wire == 0:
-                value, at = self.varint(at, end)
-                yield number, wire, value, 0
-            elif wire in (1, 5, 2):
-                length = 8 if wire == 1 else 4
-                if wire == 2:
-                    length, at = self.varint(at, end)
-                if at + length > end:
-                    raise self.fail(f"a field of {length:,} bytes reaches beyond what holds it", at)
-                yield number, wire, at, length
-                at += length
-            else:
-                raise self.fail(f"an unknown wire type {wire}", at)
-
-    def text(self, start: int, length: int) -> str:
-        if length > WINDOW:
-            raise self.fail(f"a name of {length:,} bytes", start)
-        try:
-            return self.bytes(start, length).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.fail("a name that is not UTF-8", start) from error
-
-
 def read_file(path: Path) -> Weights:
     """The initializers of an ONNX model as numbers that its graph computes with.
 
@@ -141,7 +79,7 @@ def read_file(path: Path) -> Weights:
         HermitcrabError: damaged, cut off, a path that climbs, a type that is no plain number.
     """
     with open_checked(path) as handle:
-        wire = _Wire(handle)
+        wire = Wire(handle)
         tensors, nodes = _model(wire)
         if not tensors and not nodes:
             raise HermitcrabError(f"{path}: holds no ONNX graph")
@@ -175,7 +113,7 @@ def read_file(path: Path) -> Weights:
     return Weights(path, "onnx", told, metadata, stamps, _decoder(table), streams=False)
 
 
-def _model(wire: _Wire) -> tuple[list[_Tensor], list[Node]]:
+def _model(wire: Wire) -> tuple[list[_Tensor], list[Node]]:
     tensors: list[_Tensor] = []
     nodes: list[Node] = []
     for number, kind, at, length in wire.fields(0, wire.handle.size):
@@ -190,7 +128,7 @@ def _model(wire: _Wire) -> tuple[list[_Tensor], list[Node]]:
     return tensors, nodes
 
 
-def _node(wire: _Wire, start: int, end: int) -> tuple[Node, list[_Tensor]]:
+def _node(wire: Wire, start: int, end: int) -> tuple[Node, list[_Tensor]]:
     node, held = Node(), []
     for number, kind, at, length in wire.fields(start, end):
         if kind != 2:
@@ -216,7 +154,7 @@ def _node(wire: _Wire, start: int, end: int) -> tuple[Node, list[_Tensor]]:
     return node, []
 
 
-def _attribute(wire: _Wire, start: int, end: int) -> tuple[str, int | None, _Tensor | None]:
+def _attribute(wire: Wire, start: int, end: int) -> tuple[str, int | None, _Tensor | None]:
     name, axis, value = "", None, None
     for number, kind, at, length in wire.fields(start, end):
         if number == 1 and kind == 2:
@@ -228,7 +166,7 @@ def _attribute(wire: _Wire, start: int, end: int) -> tuple[str, int | None, _Ten
     return name, axis, value
 
 
-def _tensor(wire: _Wire, start: int, end: int) -> _Tensor:
+def _tensor(wire: Wire, start: int, end: int) -> _Tensor:
     found = _Tensor()
     for number, kind, at, length in wire.fields(start, end):
         if number == 1:
@@ -261,7 +199,7 @@ def _typed_field(dtype: str) -> int:
     return {"F32": 4, "F64": 10, "I64": 7, "U32": 11, "U64": 11}.get(dtype, 5)
 
 
-def _placed(wire: _Wire, tensor: _Tensor, stamps: dict[Path, Stamp]) -> TensorInfo | None:
+def _placed(wire: Wire, tensor: _Tensor, stamps: dict[Path, Stamp]) -> TensorInfo | None:
     """Where the numbers of a tensor lie; None for what holds no numbers (text, complex)."""
     path, name = wire.handle.path, tensor.name
     if tensor.kind not in TYPES:
@@ -287,7 +225,7 @@ def _placed(wire: _Wire, tensor: _Tensor, stamps: dict[Path, Stamp]) -> TensorIn
     return TensorInfo(name, dtype, shape, offset, nbytes, path)
 
 
-def _rewritten(wire: _Wire, tensor: _Tensor, info: TensorInfo) -> TensorInfo | None:
+def _rewritten(wire: Wire, tensor: _Tensor, info: TensorInfo) -> TensorInfo | None:
     """Numbers stored as varints: of no interest as weights (they are shapes and indices), so they are left out."""
     parts = sum(length for _, length in tensor.typed.get(_typed_field(info.dtype), []))
     if info.elements > max(parts, 1) * 8:
