@@ -159,8 +159,17 @@ def export_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.report.terminal import render_export
     from hermitcrab.store import Store
 
-    options = Options(image=args.image, replicas=args.replicas, autoscale=args.autoscale, secret=args.secret, volume=args.volume)  # fmt: skip
-    told = export(args.model, args.to, args.out, Store(args.store), key=args.key, unverified=args.unverified, options=options)  # fmt: skip
+    options = Options(
+        image=args.image,
+        replicas=args.replicas,
+        autoscale=args.autoscale,
+        secret=args.secret,
+        volume=args.volume,
+        type=args.type,
+    )
+    told = export(
+        args.model, args.to, args.out, Store(args.store), key=args.key, unverified=args.unverified, options=options
+    )
     return told, lambda: render_export(told), 0
 
 
@@ -350,6 +359,7 @@ _verb("export", "write a package for other programs: files that deploy it", expo
       "crab export runs/demo/package --to docker --out deploy", MODEL,
       _arg("--to", required=True, metavar="TARGET", help="modelfile (Ollama), docker or k8s (files that run `crab serve`)"),
       _arg("--out", type=Path, required=True, metavar="FOLDER", help="where to"),
+      _arg("--type", metavar="TYPE", help="which of the package's GGUF files (modelfile; default: the largest)"),
       _arg("--image", metavar="NAME:TAG", help="the server's image (docker, k8s; default: hermitcrab:VERSION)"),
       _arg("--replicas", type=_count, default=1, metavar="N", help="servers at once (k8s; default: 1)"),
       _arg("--autoscale", type=_count, metavar="N", help="up to so many servers by load (k8s; default: as --replicas says)"),
