@@ -173,6 +173,16 @@ def export_verb(args: argparse.Namespace) -> Answer:
     return told, lambda: render_export(told), 0
 
 
+def push_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.publish import push
+    from hermitcrab.report.terminal import render_push
+    from hermitcrab.store import Store
+
+    told = push(args.model, args.to, Store(args.store), token=args.token, public=args.public, key=args.key,
+                unverified=args.unverified, remove=args.remove, dry_run=args.dry_run)  # fmt: skip
+    return told, lambda: render_push(told), 0
+
+
 def keygen_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.lineage.keys import default_path, keygen
 
@@ -365,6 +375,14 @@ _verb("export", "write a package for other programs: files that deploy it", expo
       _arg("--autoscale", type=_count, metavar="N", help="up to so many servers by load (k8s; default: as --replicas says)"),
       _arg("--secret", metavar="NAME", help="the secret that holds the API key under `api-key` (k8s)"),
       _arg("--volume", metavar="NAME", help="the volume claim that holds the package (k8s; default: by its name)"),
+      SIGNER, UNVERIFIED, STORE)  # fmt: skip
+_verb("push", "send a package to a repository of a model hub; private, resumable, read back", push_verb,
+      "crab push runs/demo/package hf:my-org/my-model --token env:HF_TOKEN", MODEL,
+      _arg("to", help="hf:ORG/NAME or ms:ORG/NAME (Hugging Face, ModelScope), with @BRANCH for another branch"),
+      _arg("--token", metavar="env:NAME", help="environment variable that holds the token (default: env:HF_TOKEN, env:MODELSCOPE_API_TOKEN)"),
+      _arg("--public", action="store_true", help="everybody may read it (default: private)"),
+      _arg("--remove", action="store_true", help="take files out of the branch that are not the package's"),
+      _arg("--dry-run", action="store_true", help="only say what would be sent"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
 ALPHA = _arg("--alpha", type=_level, default=1e-6, metavar="LEVEL", help="level of the exact tests (default: 1e-6)")
 _verb("trace", "does SUSPECT descend from BASE? An answer from the weights alone, with a p-value", trace_verb,

@@ -77,8 +77,8 @@ def _choose(package: Packaged, asked: str | None) -> tuple[str, File, list[str]]
     found: dict[str, File] = {}
     for file in package.files:
         if file.path.endswith(".gguf"):
-            kind = re.search(r"(?:^|[-./])([A-Za-z0-9_]+)\.gguf$", file.path)
-            found[kind[1] if kind else "file"] = file
+            named = re.search(r"(?:^|[-./])([A-Za-z0-9_]+)\.gguf$", file.path)
+            found[named[1] if named else "file"] = file
     if not found:
         raise UsageError(
             f"{package.path}: the package has no GGUF file, which Ollama needs; add `compress: {{gguf: [Q8_0]}}` and run again"
