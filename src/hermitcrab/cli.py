@@ -378,8 +378,8 @@ _verb("export", "write a package for other programs: files that deploy it", expo
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
 _verb("push", "send a package to a repository of a model hub; private, resumable, read back", push_verb,
       "crab push runs/demo/package hf:my-org/my-model --token env:HF_TOKEN", MODEL,
-      _arg("to", help="hf:ORG/NAME or ms:ORG/NAME (Hugging Face, ModelScope), with @BRANCH for another branch"),
-      _arg("--token", metavar="env:NAME", help="environment variable that holds the token (default: env:HF_TOKEN, env:MODELSCOPE_API_TOKEN)"),
+      _arg("to", help="hf:ORG/NAME (Hugging Face), with @BRANCH for another branch than main"),
+      _arg("--token", metavar="env:NAME", help="environment variable that holds the token (default: env:HF_TOKEN)"),
       _arg("--public", action="store_true", help="everybody may read it (default: private)"),
       _arg("--remove", action="store_true", help="take files out of the branch that are not the package's"),
       _arg("--dry-run", action="store_true", help="only say what would be sent"),

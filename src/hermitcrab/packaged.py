@@ -11,7 +11,7 @@ from hermitcrab.digest import digest_file
 from hermitcrab.errors import Contradiction, HermitcrabError, UsageError, did_you_mean
 from hermitcrab.lineage import bundle
 from hermitcrab.lineage.card import plain
-from hermitcrab.lineage.verify import verify
+from hermitcrab.lineage.verify import of_a_hub, verify
 from hermitcrab.models.tokenizer import read_json_file
 from hermitcrab.progress import progress, say, warn
 from hermitcrab.references import fetch, resolve
@@ -119,7 +119,7 @@ def _files(path: Path, verified: bool) -> list[File]:
         name = found.relative_to(path).as_posix()
         if found.is_symlink() or not (found.is_file() or found.is_dir()):
             raise HermitcrabError(f"{plain(path / name)}: a link or no regular file; a package holds files alone")
-        if found.is_file():
+        if found.is_file() and not of_a_hub(name):
             check_name(name)
             names.append(name)
             sizes[name] = found.stat().st_size

@@ -112,12 +112,19 @@ class Verification:
             self.checks.append(Check(check, True, file, done))
 
 
+def of_a_hub(name: str) -> bool:
+    """Whether a hub or its download tool puts a file of this name beside what it hands out; nothing of ours reads one."""
+    return name == ".gitattributes" or f"{name}/".startswith(".cache/huggingface/")
+
+
 @dataclass
 class Folder:
     """A package folder: `{path: sha256 hex}` of its regular files, and those whose bytes are not the signed ones."""
 
     path: Path
     files: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
+    """Likewise of what a hub put there: covered by the signature where it was signed, else told and left out."""
     changed: set[str] = field(default_factory=set)
     doubted: bool = False
     """The signature or a claim does not hold, so that nothing can be held against them."""
@@ -182,10 +189,9 @@ def _hash_files(result: Verification, here: Folder) -> None:
         result.fail("files", name, f"{name}: cannot be read: {error.strerror}")
 
     for root, folders, files in os.walk(here.path, onerror=refused, followlinks=False):
-        if not folders and not files and Path(root) != here.path:
-            result.fail(
-                "files", name := os.path.relpath(root, here.path), f"{name}: extra: an empty folder that was not signed"
-            )
+        inside = os.path.relpath(root, here.path)
+        if not folders and not files and inside != "." and not of_a_hub(inside):
+            result.fail("files", inside, f"{inside}: extra: an empty folder that was not signed")
         for entry in sorted(folders + files):
             full = Path(root, entry)
             name, info = full.relative_to(here.path).as_posix(), full.lstat()
@@ -199,7 +205,7 @@ def _hash_files(result: Verification, here: Folder) -> None:
         for name, _ in sorted(names):
             try:
                 digest = digest_file(here.path / name, seen=lambda count: bar.add(count / 1e6))
-                here.files[name] = digest.removeprefix("sha256:")
+                (here.beside if of_a_hub(name) else here.files)[name] = digest.removeprefix("sha256:")
             except OSError as error:
                 result.fail("files", name, f"{name}: cannot be read: {error.strerror}")
 
@@ -273,7 +279,12 @@ def _hold(
 
 def _compare(result: Verification, here: Folder, signed: dict[str, str]) -> None:
     """The files of the folder against the signed list."""
-    found = {name: digest for name, digest in here.files.items() if name != bundle.NAME}
+    beside = {name: digest for name, digest in here.beside.items() if name in signed}
+    found = {name: digest for name, digest in here.files.items() if name != bundle.NAME} | beside
+    for name in sorted(here.beside.keys() - beside.keys())[:1]:
+        count = len(here.beside) - len(beside)
+        told = f"{name}: not signed: {count:,} such files were put here by a hub's download, and nothing reads them"
+        result.checks.append(Check("hub", True, plain(name), plain(told, 1000)))
     told = {check.file for check in result.failures if check.check == "files"}
     for name in sorted(signed.keys() | found.keys()):
         if name not in found and plain(name) not in told:

@@ -1,4 +1,4 @@
-"""A package to a model hub: verified, sent, read back. One module a hub; both hold the same few calls (`Hub`).
+"""A package to a model hub: verified, sent, read back. One module a hub, with a few calls (`Hub`).
 
     verified package → what the hub has, by digest → what it lacks is sent, file by file → one commit → every digest read back
 
@@ -24,10 +24,7 @@ from hermitcrab.publish.files import git_digest
 from hermitcrab.references import without_credentials
 from hermitcrab.store import Store
 
-HUBS = {  # title, the variable that its own tools read a token from, module
-    "hf": ("Hugging Face", "HF_TOKEN", "huggingface"),
-    "ms": ("ModelScope", "MODELSCOPE_API_TOKEN", "modelscope"),
-}
+HUBS = {"hf": ("HF_TOKEN", "huggingface")}  # the variable that its own tools read a token from, and the module
 KEPT = (".gitattributes",)  # the hub's own: it says which files are kept in large storage
 MOST_FILES = 2000
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -37,15 +34,11 @@ COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Target:
-    """Where to: `hub` is `hf` or `ms`, `name` is ORG/NAME, `branch` None for the repository's own."""
+    """Where to: `hub` is one of `HUBS`, `name` is ORG/NAME, `branch` None for the repository's own."""
 
     hub: str
     name: str
     branch: str | None
-
-    @property
-    def title(self) -> str:
-        return HUBS[self.hub][0]
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ def push(
 
     Args:
         model: a package's folder, a run's name or folder, or a reference.
-        to: `hf:ORG/NAME` or `ms:ORG/NAME`, with `@BRANCH` for another branch than the repository's own.
+        to: `hf:ORG/NAME`, with `@BRANCH` for another branch than the repository's own.
         token: `env:NAME`; default: the variable that the hub's own tools read.
         public: everybody may read it. A repository is made private, and one that is public is not pushed to, without it.
         remove: take files out of the branch that are not the package's; without it they stop the push.
@@ -94,11 +87,11 @@ def push(
         HermitcrabError: a package that does not verify; the hub refuses, breaks off, or tells other digests than were sent.
     """
     target = parse_target(to)
-    name, secret = read_token(token or f"env:{HUBS[target.hub][1]}")
+    name, secret = read_token(token or f"env:{HUBS[target.hub][0]}")
     package = find_package(model, store, key, unverified)
     if len(package.files) > MOST_FILES:
         raise UsageError(f"{package.path}: has {len(package.files):,} files; a push takes {MOST_FILES:,} at most")
-    module = importlib.import_module(f"hermitcrab.publish.{HUBS[target.hub][2]}")
+    module = importlib.import_module(f"hermitcrab.publish.{HUBS[target.hub][1]}")
     with module.told_plainly(target, name, secret), closing(module.open_hub(target, secret)) as hub:
         return _push(hub, target, package, public=public, remove=remove, dry_run=dry_run)
 
@@ -195,9 +188,14 @@ def _compare(package: Packaged, target: Target, there: dict[str, str]) -> None:
 def parse_target(to: str) -> Target:
     scheme, colon, rest = to.partition(":")
     name, at, branch = rest.partition("@")
+    if colon and scheme == "ms":
+        raise UsageError(
+            f"{to[:200]}: hermitcrab does not push to ModelScope yet: nothing here could show that what arrives is what was sent. "
+            "Use ModelScope's own `modelscope upload`, then `crab verify` on a fresh download"
+        )
     if not colon or scheme not in HUBS or not NAME.fullmatch(name) or ".." in name or name.endswith(".git"):
         raise UsageError(
-            f"{without_credentials(to)[:120]}: expected hf:ORG/NAME or ms:ORG/NAME, with @BRANCH for another branch"
+            f"{without_credentials(to)[:120]}: expected hf:ORG/NAME, with @BRANCH for another branch"
         )
     if at and (
         not BRANCH.fullmatch(branch) or ".." in branch or branch.endswith((".lock", "/")) or COMMIT.fullmatch(branch)

@@ -96,6 +96,7 @@ def open_hub(target: Target, secret: str) -> HuggingFace:
 def told_plainly(target: Target, name: str, secret: str) -> Iterator[None]:
     """Errors of the library in one sentence; its log lines and progress bars in our own words, without what signs an address."""
     bars = needs("huggingface_hub.utils", "hub")
+    needs("huggingface_hub.utils.logging", "hub")  # which adds its handler when it is first imported
     log, handler = logging.getLogger("huggingface_hub"), _Told(secret)
     before, quiet = (log.handlers[:], log.propagate), bars.are_progress_bars_disabled()
     log.handlers, log.propagate = [handler], False
