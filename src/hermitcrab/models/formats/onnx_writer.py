@@ -14,7 +14,6 @@ from __future__ import annotations
 import ast
 import logging
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -192,6 +191,8 @@ def _cleaned(model: Any, metadata: Mapping[str, str]) -> None:
 
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
+KINDS = {"FLOAT": "F32", "INT8": "I8", "UINT8": "U8", "INT32": "I32"}
+BESIDE = ("_scale", "_zero_point")  # names of what belongs to a quantized tensor
 
 
 def quantize_dynamic(source: Path, path: Path, metadata: Mapping[str, str], wide: tuple[str, ...] = ()) -> list[Path]:
@@ -255,8 +256,26 @@ def _quantized(source: Path, path: Path, metadata: Mapping[str, str], make: Any)
                 model = ir.load(made)
         except Exception as error:
             raise HermitcrabError(f"onnx: onnxruntime cannot quantize {source.name}: {_why(error)}") from error
+        _plainly_named(model)
         _cleaned(model, metadata)
         return save(model, path)
+
+
+def _plainly_named(model: Any) -> None:
+    """Quantized weights under the names of those that they were made from; scales and zero points behind it."""
+    graph = model.graph
+    taken = {*graph.initializers, *(value.name for node in graph for value in node.outputs)}
+    for value in [v for v in graph.initializers.values() if v.name.endswith("_quantized")]:
+        whole, stem = value.name, value.name.removesuffix("_quantized")
+        plain = stem.removesuffix("_Transposed")
+        if plain in taken:
+            continue
+        value.name = plain
+        for end in BESIDE:
+            for known in (whole + end, stem + end):
+                if known in graph.initializers:
+                    graph.initializers[known].name = plain + end
+                    break
 
 
 def narrowed(path: Path) -> list[str]:
@@ -270,7 +289,29 @@ def narrowed(path: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def copied(files: list[Path], folder: Path) -> list[Path]:
-    """The same model elsewhere."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copy2(file, folder / file.name)) for file in files]
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of weights as it stands in a file. `bits`: of one weight, scales and zero points included."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bits: float
+
+
+def stored(path: Path) -> list[Stored]:
+    """The tensors of a file that `write` or one of the quantizers left; no shapes, indices and scales."""
+    import onnx_ir as ir
+
+    values = {name: value.const_value for name, value in ir.load(path).graph.initializers.items()}
+    found = []
+    for name, tensor in values.items():
+        belongs = [values[name + end] for end in BESIDE if name + end in values]
+        helper = any(name.endswith(end) and name.removesuffix(end) in values for end in BESIDE)
+        if helper or tensor.dtype.name not in KINDS or not tensor.shape or min(tensor.shape) < 1:
+            continue
+        if tensor.dtype.name != "FLOAT" and not belongs or name.endswith(BESIDE):
+            continue
+        size = sum(part.nbytes for part in (tensor, *belongs))
+        found.append(Stored(name, KINDS[tensor.dtype.name], tuple(tensor.shape), 8 * size / tensor.size))
+    return found

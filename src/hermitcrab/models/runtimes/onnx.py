@@ -7,6 +7,7 @@ Shapes: B rows, S tokens given, P tokens before, V tokens known.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ PAST, PRESENT = "past_key_values.", "present."
 class OnnxModel(nn.Module):
     """Attributes:
     config: of the model that the file was made from, where a task asks for it.
+    given: called with the inputs (numpy) before each run, where somebody wants to see them.
     """
 
     def __init__(self, path: Path, config: Any = None):
@@ -39,6 +41,7 @@ class OnnxModel(nn.Module):
         self.outputs = [made.name for made in self.session.get_outputs()]
         self.layers = sum(name.startswith(PAST) for name in self.kinds) // 2
         # tasks ask where a model's first parameter lies and of which type it is
+        self.given: Callable[[dict[str, Any]], None] | None = None
         self.place = nn.Parameter(torch.zeros((), dtype=torch.float32), requires_grad=False)
 
     def forward(self, *values: torch.Tensor, return_dict: bool | None = None, **given: Any) -> Any:
@@ -70,6 +73,8 @@ class OnnxModel(nn.Module):
         feeds = {
             name: value.detach().to("cpu", TYPES[self.kinds[name]]).contiguous().numpy() for name, value in known.items()
         }
+        if self.given is not None:
+            self.given(feeds)
         try:
             made = self.session.run(None, feeds)
         except Exception as error:  # onnxruntime has no base class of its own errors
@@ -131,5 +136,6 @@ def _session(path: Path) -> Any:
     return session
 
 
-
-
+def open_model(path: Path, dtype: torch.dtype) -> OnnxModel:
+    """The model at `path`; it computes in the types that the file says, whatever `dtype` is."""
+    return OnnxModel(path)
