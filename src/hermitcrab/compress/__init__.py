@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMS = {
     "gguf": "hermitcrab.compress.gguf:Gguf",
+    "onnx": "hermitcrab.compress.onnx:Onnx",
 }
 """Key of `compress`, which also is the folder in a package → the form's class."""
 FOLDERS = ("gguf/", "openvino/", "onnx/", "prune/", "distill/")
