@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
 
-from hermitcrab.serve.engine import Options
+from hermitcrab.serve.engine import Engine, Options
 from hermitcrab.tasks.encoding import Encoder
 
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are no whole character (yet)
@@ -61,7 +60,7 @@ class Answer:
     Afterwards `finish_reason` is `stop` or `length`, and `tokens` counts what was made, the end included.
     """
 
-    def __init__(self, engine: Any, encoder: Encoder, prompt: list[int], options: Options, stop: Sequence[str] = ()):
+    def __init__(self, engine: Engine, encoder: Encoder, prompt: list[int], options: Options, stop: Sequence[str] = ()):
         self.engine, self.encoder = engine, encoder
         self.prompt, self.options, self.stop = prompt, options, stop
         self.tokens = 0
