@@ -14,8 +14,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from hermitcrab.trace.aligned import align, blocks
+from hermitcrab.trace.aligned import align
 from hermitcrab.trace.model import open_model
+from hermitcrab.trace.neurons import blocks
 
 OUT = Path(__file__).resolve().parents[2] / "src" / "hermitcrab" / "trace" / "null.json"
 

@@ -27,11 +27,12 @@ from families import FAMILIES, Family
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import set_quiet
 from hermitcrab.trace import digests, generic
-from hermitcrab.trace.aligned import align, blocks
+from hermitcrab.trace.aligned import align
 from hermitcrab.trace.depth import by_magnitudes
 from hermitcrab.trace.exact import Group, bound
 from hermitcrab.trace.exact import examine as examine_exactly
 from hermitcrab.trace.model import Model, open_model
+from hermitcrab.trace.neurons import blocks
 from hermitcrab.trace.null import tables
 from hermitcrab.trace.tracing import trace
 from hermitcrab.trace.verdict import Evidence, Levels, judge

@@ -22,11 +22,12 @@ from pathlib import Path
 import torch
 from families import FAMILIES, Family, Parameters, config, folder_tensors, initial, upcycled
 from safetensors.torch import save_file
-from train import image_batches, text_batches, texts, tokenizer, tokens, train
+from train import adapted, image_batches, text_batches, texts, tokenizer, tokens, train, with_adapters
 
 CALIBRATION = ("llama", "gpt2")
 HALVES = {"calibration": ("austen", 24, 10_000), "evaluation": ("help", 40, 20_000)}  # text, seeds, first seed
-LONGEST = {"llama": 10, "gpt2": 3}  # times their training that children are continued for, the others once
+LONGEST = {"cnn": 1, "llama-deep": 1}  # times their training that children are continued for, the others ten times
+RANKS = (1, 4, 16)  # of trained adapters
 FEWER = {"cnn": 26, "llama-deep": 27}  # seeds, of families that are trained half as long too
 TENFOLD = 2  # of the bases, those continued for ten times
 BASES = 4  # evaluation models of a family from which children are trained
@@ -102,11 +103,20 @@ class Zoo:
         onward("sft", self.steps // 4, 1e-3, 2)
         onward("continued-1x", self.steps, 3e-3, 3)
         if f.model_type != "cnn":
+            self.adapters(f, base)
             self.others(f, base, bases)
         if longest >= 3:
             onward("continued-3x", 3 * self.steps, 3e-3, 4)
         if longest >= 10:
             onward("continued-10x", 10 * self.steps, 3e-3, 5, TENFOLD)
+
+    def adapters(self, f: Family, base: Parameters) -> None:
+        """Adapters trained beside the frozen model, and merged into it."""
+        for rank in RANKS:
+            made = self.make(f"evaluation-{f.name}-adapter-{rank}", f, lambda rank=rank: adapted(base, rank, 40 + rank),
+                             lambda: text_batches(self.stream("reviews", f.vocabulary, "help"), 11, f.model_type == "bert"),
+                             self.steps // 2, trained=lambda n: n.endswith((".A", ".B")), merged=with_adapters)  # fmt: skip
+            self.write(f, with_adapters(made), "evaluation", f"adapter-{rank}", "help", parent="twin")
 
     def others(self, f: Family, base: Parameters, bases: int) -> None:
         """Another vocabulary, with the body frozen and then not; a student of the answers; experts out of the dense model."""
@@ -149,7 +159,7 @@ def build(root: Path, nano: bool = False, families: list[str] | None = None) -> 
         if name in CALIBRATION:
             zoo.twins("calibration", f)
     for f in chosen.values():
-        zoo.children(f, zoo.twins("evaluation", f), longest=LONGEST.get(f.name, 1))
+        zoo.children(f, zoo.twins("evaluation", f), longest=LONGEST.get(f.name, 10))
     return zoo
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hermitcrab.trace.aligned import Block
 from hermitcrab.trace.mapping import merge_weights
 from hermitcrab.trace.model import Model
+from hermitcrab.trace.neurons import Block
 from hermitcrab.trace.null import tables
 from hermitcrab.trace.pair import Pair
 from hermitcrab.trace.relation import Difference, Relation, classify, difference

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hermitcrab.trace.aligned import Alignment, Block
+from hermitcrab.trace.aligned import Alignment
 from hermitcrab.trace.digests import Copies
 from hermitcrab.trace.exact import Exact, Group
 from hermitcrab.trace.mapping import Mapped
 from hermitcrab.trace.model import Model
+from hermitcrab.trace.neurons import Block
 
 
 @dataclass

@@ -12,13 +12,14 @@ import numpy as np
 
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.trace import digests, generic
-from hermitcrab.trace.aligned import Alignment, align, blocks
+from hermitcrab.trace.aligned import Alignment, align
 from hermitcrab.trace.borrow import borrowed
 from hermitcrab.trace.depth import by_magnitudes, layer_map
 from hermitcrab.trace.exact import examine as examine_exactly
 from hermitcrab.trace.kinship import relation_of
 from hermitcrab.trace.mapping import deflated, map_blocks
 from hermitcrab.trace.model import Model
+from hermitcrab.trace.neurons import blocks
 from hermitcrab.trace.null import tables
 from hermitcrab.trace.pair import Pair
 from hermitcrab.trace.relation import Relation
