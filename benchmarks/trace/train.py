@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import tarfile
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from families import Family, Parameters, logits, loss
+from nets import LATENT
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -80,6 +83,41 @@ def image_batches(seed: int, half: int, rows: int = 16) -> Iterator[Batch]:
     while True:
         at = torch.randint(0, 30_000, (rows,), generator=order) + 30_000 * half
         yield images[at], labels[at].long()[:, None]
+
+
+def image_and_latent_batches(seed: int, half: int) -> Iterator[Batch]:
+    order = torch.Generator().manual_seed(seed + 1)
+    for images, _ in image_batches(seed, half):
+        yield images * 0.35 * 2 - 0.42, torch.randn(len(images), LATENT, generator=order)  # from -1 to 1
+
+
+def speech_batches(seed: int, held: Path, rows: int = 16) -> Iterator[Batch]:
+    """Spoken digits as 40 x 40 log spectrograms of the six speakers."""
+    if not held.exists():
+        torch.save(_spectrograms(), held)
+    images, labels = torch.load(held)
+    order = torch.Generator().manual_seed(seed)
+    while True:
+        at = torch.randint(0, len(images), (rows,), generator=order)
+        yield images[at], labels[at][:, None]
+
+
+def _spectrograms() -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = [], []
+    with tarfile.open(DATA / "speech-digits" / "recordings.tar.gz") as archive:
+        for member in sorted(archive.getmembers(), key=lambda m: m.name):
+            if not member.name.endswith(".wav"):
+                continue
+            with wave.open(archive.extractfile(member)) as file:
+                sound = (
+                    torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.int16).float() / 2**15
+                )
+            sound = torch.nn.functional.pad(sound, (0, max(0, 512 - len(sound))))
+            power = torch.stft(sound, 256, 64, window=torch.hann_window(256), return_complex=True).abs().square()
+            square = torch.nn.functional.adaptive_avg_pool2d((power + 1e-6).log()[None], (40, 40))
+            images.append((square - square.mean()) / square.std())
+            labels.append(int(Path(member.name).name[0]))
+    return torch.stack(images), torch.tensor(labels)
 
 
 def _idx(path: Path) -> torch.Tensor:
