@@ -94,7 +94,7 @@ def decided(row: dict) -> dict:
     groups = [Group(name, units, z, bound(z), 0.0) for name, units, z in row["groups"]]
     known = tables()
     decision = judge(Evidence(groups, copies_same=row["same"], copies_part=row["part"], mean=row["mean"], best=row["best"], channels=row.get("channels")),
-                     Levels(1e-6, known["mean"], known["best"], known["channels"]))  # fmt: skip
+                     Levels(1e-6, **known))  # fmt: skip
     return row | {"z": {g.name: g.z for g in groups}, "verdict": decision.verdict, "log10_p": decision.log10_p}
 
 

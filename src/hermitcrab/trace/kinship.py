@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hermitcrab.models.formats.packed import KINDS
 from hermitcrab.trace.chain import Channels
 from hermitcrab.trace.mapping import merge_weights
 from hermitcrab.trace.model import Model
@@ -107,10 +108,11 @@ def _differences(suspect: Model, pair: Pair) -> list[Difference]:
         dtype = model.weights.info(name).dtype
         stored = (
             dtype in few
+            or dtype in KINDS
             or name in model.scales
             or (model.weights.format == "gguf" and dtype not in ("F32", "F16", "BF16", "F64"))
         )
-        return 8 if stored else None
+        return KINDS.get(dtype, 8) if stored else None
 
     chosen = [(p, q) for p, q in pair.exact.pairs if p.layer >= 0 and p.role != "router"] or pair.exact.pairs
     step = max(1, -(-len(chosen) // LOOKED_AT))
