@@ -272,8 +272,9 @@ def positives(zoo: Path, out: Path, families: list[str]) -> None:
         twins = stacked(zoo, f"evaluation-{name}-twin")
         if twins is None or name not in families:
             continue
-        base, other = folder_root / f"{name}-twin-{k:02d}", folder_root / f"{name}-twin-{k + 20:02d}"
-        for group, what, made, p, truth in cases(family, cut.one(twins, k), cut.one(twins, k + 20), k):
+        far = k + len(next(iter(twins.values()))) // 2
+        base, other = folder_root / f"{name}-twin-{k:02d}", folder_root / f"{name}-twin-{far:02d}"
+        for group, what, made, p, truth in cases(family, cut.one(twins, k), cut.one(twins, far), k):
             _case(rows, name, k, group, what, made, p, truth, base, other)
         _trained(rows, zoo, name, family, k, base, other)
         print(f"{name}: {len(rows.done)} rows", file=sys.stderr, flush=True)

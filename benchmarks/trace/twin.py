@@ -44,7 +44,9 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 10 == 0 or step == asked.steps - 1:
-            print(f"{time.monotonic() - began:6.0f} s  step {step}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
+            print(
+                f"{time.monotonic() - began:6.0f} s  step {step}: loss {loss.item():.3f}", file=sys.stderr, flush=True
+            )
     model.to(torch.bfloat16).save_pretrained(asked.out)
     shutil.copy(asked.package / "tokenizer.json", asked.out)
 

@@ -2,7 +2,7 @@
 
 Hidden units of one layer can change places with their neighbors if the next layer's inputs do the same. Which axes belong
 together is told from sizes alone: all axes of one size are taken as one space and swapped at once, which is exact whether or
-not the model ties them (a residual net does), at the price of few signs. A size counts as hidden only if some tensor makes it
+not the model ties them (a residual net does), at the price of some signs. A size counts as hidden only if some tensor makes it
 and another takes it, and if the model has a size that nothing makes (its input) and one that nothing takes (its output);
 inputs and outputs have an identity, so their order says nothing about ancestry.
 """
@@ -79,37 +79,50 @@ def pair_up(suspect: Sequence[Seen], base: Sequence[Seen]) -> list[tuple[Seen, S
 
 @dataclass
 class Swaps:
-    """Gathers t of each pair of neighbors by size: all axes of one size are swapped at once."""
+    """Gathers t of each pair of neighbors by size: all axes of one size are swapped at once, sizes are pooled.
+
+    A tensor between two hidden sizes speaks for one in what does not change when the other's neighbors change places (their
+    sums), so that the signs of all sizes are free of one another.
+    """
 
     sizes: Sequence[int]
     values: dict[int, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
-    shared: dict[int, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    shared: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, link: Link, a: np.ndarray, b: np.ndarray) -> None:
         """Of one layer: (out, in, rest) each."""
         norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         if min(norms) <= 0 or not math.isfinite(norms[0] * norms[1]):
             return
-        dot = float(np.vdot(a, b))
+        self.shared.append((float(np.vdot(a, b)), norms[0] * norms[1]))
         x, y = a / norms[0], b / norms[1]
-        square = link.out == link.inner
-        for size, axis in ((link.out, 0), (link.inner, 1)):
-            if size in self.sizes and not (square and axis == 1):
-                self.values[size].append(_swaps(x, y, axis, square))
-                self.shared[size].append((dot, norms[0] * norms[1]))
+        hidden = [size in self.sizes for size in (link.out, link.inner)]
+        if link.out == link.inner:
+            if hidden[0]:
+                self.values[link.out].append(_swaps(x, y, 0, True))
+            return
+        for axis, size in enumerate((link.out, link.inner)):
+            if hidden[axis]:
+                p, q = (_sums(v, 1 - axis) if hidden[1 - axis] else v for v in (x, y))
+                self.values[size].append(_swaps(p, q, axis, False))
 
     def groups(self, prefix: str = "") -> list[Group]:
-        out = []
+        """One group; each size weighs by its number of pairs."""
+        flat, layers = [], {}
         for size, parts in self.values.items():
             count = max(len(p) for p in parts)
             t = np.sum([np.pad(p, (0, count - len(p))) for p in parts], axis=0)
-            q = float(t @ t)
-            if (t != 0).sum() >= FEWEST and q > 0:
-                z = float(t.sum()) / math.sqrt(q)
-                dots, norms = (sum(x) for x in zip(*self.shared[size], strict=True))
-                what = f"swaps of neighboring hidden units, {size} wide"
-                out.append(Group(f"{prefix}units {size}", int((t != 0).sum()), z, bound(z), dots / norms, {}, what))
-        return out
+            spread = float(np.sqrt((t * t).sum() / max((t != 0).sum(), 1)))
+            if spread > 0:
+                flat.append(t / spread)
+                layers[size] = float(t.sum() / np.sqrt((t * t).sum()))
+        t = np.concatenate(flat) if flat else np.zeros(0)
+        if (t != 0).sum() < FEWEST:
+            return []
+        z = float(t.sum()) / math.sqrt(float(t @ t))
+        dots, norms = (sum(x) for x in zip(*self.shared, strict=True))
+        what = "swaps of neighboring hidden units, " + ", ".join(str(s) for s in sorted(layers)) + " wide"
+        return [Group(f"{prefix}units", int((t != 0).sum()), z, bound(z), dots / norms, {}, what)]
 
 
 def deflated(main: Channels, third: Channels) -> list[Group]:
@@ -119,7 +132,7 @@ def deflated(main: Channels, third: Channels) -> list[Group]:
     for link, x, y, z in zip(main.links, main.ours, main.theirs, third.theirs, strict=True):
         if y.shape == z.shape:
             swaps.add(link, x - float(np.vdot(x, y) / max(np.vdot(y, y), 1e-30)) * y, z)
-    return sorted(swaps.groups("deflated "), key=lambda g: g.log10_p)
+    return swaps.groups("deflated ")
 
 
 def examine(suspect: Model, base: Model) -> tuple[list[Group], list[str], list[tuple[str, str, float, float]]]:
@@ -145,6 +158,13 @@ def examine(suspect: Model, base: Model) -> tuple[list[Group], list[str], list[t
         told.append((ours.name, theirs.name, cosine, float(np.linalg.norm(a - b) / np.linalg.norm(b))))
         swaps.add(links[ours.name], links[ours.name].of(a), links[ours.name].of(b))
     return swaps.groups(), [why] if why and pairs else [], told
+
+
+def _sums(x: np.ndarray, axis: int) -> np.ndarray:
+    """Sums of neighbors along an axis, over the root of two; a last unit without a neighbor as it is."""
+    y = x.swapaxes(0, axis)
+    count = len(y) // 2 * 2
+    return np.concatenate([(y[0:count:2] + y[1:count:2]) / math.sqrt(2), y[count:]]).swapaxes(0, axis)
 
 
 def _swaps(x: np.ndarray, y: np.ndarray, axis: int, square: bool) -> np.ndarray:

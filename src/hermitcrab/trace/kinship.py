@@ -44,9 +44,10 @@ def relation_of(suspect: Model, pair: Pair, pairs: list[Pair]) -> Relation:
     kinds = {m.weights.format for m in (suspect, base)}, {tuple(m.weights.dtypes) for m in (suspect, base)}
     names = {tuple(sorted(m.weights.tensors)) for m in (suspect, base)}
     same = len(pair.copies.same) if pair.copies else 0
+    repacked = relabeled or any(len(k) > 1 for k in kinds) or len(names) > 1
     return classify(
         differences, same_tensors=same, tensors=pair.copies.compared if pair.copies else 0,
-        repacked=any(len(k) > 1 for k in kinds) or len(names) > 1, layer_map=per_layer, base_layers=b.layers if per_layer else 0,
+        repacked=repacked, layer_map=per_layer, base_layers=b.layers if per_layer else 0,
         shapes=shapes, experts=experts, vocabulary_moved=_vocabulary_moved(suspect, pair, differences, relabeled),
         strange=[i for i, j in enumerate(per_layer) if j < 0], relabeled=relabeled, body=_body(pair), merged=_merged(suspect, pair, pairs),
     )  # fmt: skip

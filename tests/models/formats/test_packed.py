@@ -32,7 +32,10 @@ def word(numbers: list[int], bits: int) -> int:
 def gptq(stem: str, q: np.ndarray, z: np.ndarray, scales: np.ndarray, group: np.ndarray, bits: int, less: int = 1):
     many = 32 // bits
     rows = [[word([q[i + k, o] for k in range(many)], bits) for o in range(q.shape[1])] for i in range(0, len(q), many)]
-    points = [[word([z[g, o + k] - less for k in range(many)], bits) for o in range(0, z.shape[1], many)] for g in range(len(z))]
+    points = [
+        [word([z[g, o + k] - less for k in range(many)], bits) for o in range(0, z.shape[1], many)]
+        for g in range(len(z))
+    ]
     return {f"{stem}.qweight": np.array(rows, np.int32), f"{stem}.qzeros": np.array(points, np.int32),
             f"{stem}.scales": scales, f"{stem}.g_idx": group.astype(np.int32)}  # fmt: skip
 
@@ -57,13 +60,18 @@ def test_gptq(tmp_path: Path, bits: int, second: bool) -> None:
     if bits == 2:  # sixteen in a word
         q, z, scales = (np.concatenate([x, x[:, :8]], 1) for x in (q, z, scales))
     group = np.random.default_rng(9).permutation(np.arange(IN) // GROUP)
-    save_file(gptq("model.layers.0.self_attn.q_proj", q, z, scales, group, bits, 0 if second else 1), tmp_path / "model.safetensors")
+    save_file(
+        gptq("model.layers.0.self_attn.q_proj", q, z, scales, group, bits, 0 if second else 1),
+        tmp_path / "model.safetensors",
+    )
     if second:
         (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"checkpoint_format": "gptq_v2"}}))
     found = unpacked(open_weights(tmp_path))
     assert list(found.tensors) == ["model.layers.0.self_attn.q_proj.weight"]
     assert found.dtypes == {f"GPTQ{bits}": 1}
-    np.testing.assert_allclose(found.read("model.layers.0.self_attn.q_proj.weight"), meant(q, z, scales, group), rtol=1e-6)
+    np.testing.assert_allclose(
+        found.read("model.layers.0.self_attn.q_proj.weight"), meant(q, z, scales, group), rtol=1e-6
+    )
 
 
 def test_awq(tmp_path: Path) -> None:
