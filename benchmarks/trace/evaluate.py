@@ -22,28 +22,23 @@ from pathlib import Path
 import numpy as np
 import surgery as cut
 import torch
-from families import FAMILIES, Family
+from families import FAMILIES, PLAIN, Family
 
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import set_quiet
 from hermitcrab.trace import digests, generic
-from hermitcrab.trace.aligned import align, blocks
+from hermitcrab.trace.aligned import align
+from hermitcrab.trace.chain import lay
 from hermitcrab.trace.depth import by_magnitudes
 from hermitcrab.trace.exact import Group, bound
 from hermitcrab.trace.exact import examine as examine_exactly
 from hermitcrab.trace.model import Model, open_model
+from hermitcrab.trace.neurons import blocks
 from hermitcrab.trace.null import tables
 from hermitcrab.trace.tracing import trace
 from hermitcrab.trace.verdict import Evidence, Levels, judge
 
 BASES = 4
-FAILING = ("laundered, scrambled, int2", "laundered, scrambled, prune 80%", "laundered, scrambled, noise 1")
-FAILING_CNN = (
-    "channels relabeled",
-    "channels relabeled, int8",
-    "merge 3%",
-    "merge 1%",
-)  # aligned blocks are what finds them elsewhere
 BLIND = 4  # of so many pairs of twins one is also aligned blind, which takes most of the time
 
 
@@ -85,10 +80,12 @@ def measure(a: Held, b: Held, blind: bool = True) -> dict[str, object]:
         exact.groups += generic.examine(a.model, b.model)[0]
         copies = digests.copies(a.keys, b.keys)
         found = align(a.model, b.model, a.blocks, b.blocks, thorough=blind)
+        plain = not a.model.structure.layers and not b.model.structure.layers
+        channels = lay(a.model, b.model) if plain else None
     return {
         "exact": exact.log10_p(), "groups": [[g.name, g.units, round(g.z, 4)] for g in exact.groups], "chosen": chosen,
         "blind": blind, "mean": max((f.mean for f in found), default=None), "best": max((f.best for f in found), default=None),
-        "same": len(copies.same) + len(copies.permuted), "part": len(copies.rows), "seconds": round(time.process_time() - began, 4),
+        "channels": None if channels is None else channels.score, "same": len(copies.same) + len(copies.permuted), "part": len(copies.rows), "seconds": round(time.process_time() - began, 4),
     }  # fmt: skip
 
 
@@ -96,8 +93,8 @@ def decided(row: dict) -> dict:
     """A row with its z by group and the verdict that `crab trace` comes to with the shipped table."""
     groups = [Group(name, units, z, bound(z), 0.0) for name, units, z in row["groups"]]
     known = tables()
-    decision = judge(Evidence(groups, copies_same=row["same"], copies_part=row["part"], mean=row["mean"], best=row["best"]),
-                     Levels(1e-6, known["mean"], known["best"]))  # fmt: skip
+    decision = judge(Evidence(groups, copies_same=row["same"], copies_part=row["part"], mean=row["mean"], best=row["best"], channels=row.get("channels")),
+                     Levels(1e-6, **known))  # fmt: skip
     return row | {"z": {g.name: g.z for g in groups}, "verdict": decision.verdict, "log10_p": decision.log10_p}
 
 
@@ -142,8 +139,7 @@ def null(zoo: Path, out: Path, families: list[str]) -> None:
                     teacher=student.name[-2:] == b.name[-2:],
                     **row,
                 )
-        if name != "cnn":
-            _laundered_twins(zoo, rows, name, family, held, folders)
+        _laundered_twins(zoo, rows, name, family, held, folders)
         print(f"{name}: {len(rows.done)} rows", file=sys.stderr, flush=True)
 
 
@@ -151,7 +147,8 @@ def _laundered_twins(
     zoo: Path, rows: Rows, name: str, family: Family, held: dict[Path, Held], folders: list[Path]
 ) -> None:
     p = stacked(zoo, f"evaluation-{name}-twin")
-    for i, j in [(i, j) for i in range(10, 16) for j in range(6)]:
+    few = len(folders) < 16
+    for i, j in [(i, j) for i in range(6 if few else 10, 12 if few else 16) for j in range(6)]:
         key = f"laundered twin {name} {i} {j}"
         if key not in rows.done:
             with tempfile.TemporaryDirectory() as folder:
@@ -187,10 +184,27 @@ def cases(family: Family, p: cut.Params, q: cut.Params, k: int) -> Iterator[Case
     for weight in (0.5, 0.3, 0.1, 0.05, 0.03, 0.01):
         yield "merge", f"merge {weight:.0%}", f, cut.merge(p, q, weight), {"relation": "merged", "weight": weight}
     yield "merge", "slerp 30%", f, cut.slerp(p, q, 0.3), {}
-    if f.model_type == "cnn":
+    if f.model_type in PLAIN:
         washed = cut.launder(f, p, 77 + k)
-        yield "channels", "channels relabeled", f, washed, {}
-        yield "channels", "channels relabeled, int8", f, cut.quantize(washed, 8), {}
+        yield "units", "units relabeled", f, washed, {"relation": "re-packaged"}
+        for what, changed, relation in (
+            ("int8", cut.quantize(washed, 8), "quantized"),
+            ("int4", cut.quantize(washed, 4), "quantized"),
+            ("int2", cut.quantize(washed, 2), None),
+            ("prune 50%", cut.prune(washed, 0.5), "pruned"),
+            ("prune 80%", cut.prune(washed, 0.8), "pruned"),
+            ("noise 1", cut.noise(washed, 1.0, k), None),
+        ):
+            yield "units + " + what, f"units relabeled, {what}", f, changed, {"relation": relation} if relation else {}
+        for weight in (0.1, 0.03, 0.01):
+            made = cut.launder(f, cut.merge(p, q, weight), 9 + k)
+            yield (
+                "merge, relabeled",
+                f"merge {weight:.0%}, units relabeled",
+                f,
+                made,
+                {"relation": "merged", "weight": weight},
+            )
         return
     for rank in (1, 4, 16):
         yield "adapter", f"rank {rank}", f, cut.low_rank(p, rank, k), {"relation": "LoRA-like"}
@@ -258,8 +272,9 @@ def positives(zoo: Path, out: Path, families: list[str]) -> None:
         twins = stacked(zoo, f"evaluation-{name}-twin")
         if twins is None or name not in families:
             continue
-        base, other = folder_root / f"{name}-twin-{k:02d}", folder_root / f"{name}-twin-{k + 20:02d}"
-        for group, what, made, p, truth in cases(family, cut.one(twins, k), cut.one(twins, k + 20), k):
+        far = k + len(next(iter(twins.values()))) // 2
+        base, other = folder_root / f"{name}-twin-{k:02d}", folder_root / f"{name}-twin-{far:02d}"
+        for group, what, made, p, truth in cases(family, cut.one(twins, k), cut.one(twins, far), k):
             _case(rows, name, k, group, what, made, p, truth, base, other)
         _trained(rows, zoo, name, family, k, base, other)
         print(f"{name}: {len(rows.done)} rows", file=sys.stderr, flush=True)
@@ -287,15 +302,32 @@ def _case(
 
 def _trained(rows: Rows, zoo: Path, name: str, f: Family, k: int, base: Path, other: Path) -> None:
     """Children that were trained on, as they are, and laundered with int4 or pruning on top."""
-    kinds = {"sft-short": "fine-tuned", "sft": "fine-tuned", "continued-1x": None, "continued-3x": None, "continued-10x": None,
-             "vocabulary": "vocabulary replaced", "vocabulary-body": "vocabulary replaced"}  # fmt: skip
+    kinds: dict[str, str | None] = {"sft-short": "fine-tuned", "sft": "fine-tuned"}
+    kinds |= {f"continued-{times}x": None for times in (1, 3, 10)}
+    kinds |= {f"adapter-{rank}": "LoRA-like" for rank in (1, 4, 16)}
+    kinds |= {which: "vocabulary replaced" for which in ("vocabulary", "vocabulary-body")}
     for kind, relation in kinds.items():
         child = stacked(zoo, f"evaluation-{name}-{kind}")
         if child is None or k >= len(next(iter(child.values()))):
             continue
         p, truth = cut.one(child, k), {"relation": relation} if relation else {}
         _case(rows, name, k, kind, kind, f, p, truth, base, other)
-        if f.model_type == "cnn":
+        if f.model_type in PLAIN:
+            washed = cut.launder(f, p, 300 + k)
+            _case(rows, name, k, f"{kind}, units relabeled", f"{kind}, units relabeled", f, washed, {}, base, other)
+            int8 = cut.quantize(washed, 8)
+            _case(
+                rows,
+                name,
+                k,
+                f"{kind}, units relabeled, int8",
+                f"{kind}, units relabeled, int8",
+                f,
+                int8,
+                {},
+                base,
+                other,
+            )
             continue
         if kind == "continued-10x":
             kept = cut.launder(f, p, 300 + k)
@@ -400,7 +432,7 @@ def table(out: Path) -> None:
         part = [r for r in rows if r["kind"] == kind and family in (None, r["family"])]
         if part:
             counts = [sum(r["verdict"] == v for r in part) for v in ("related", "cannot-tell", "no-evidence")]
-            scores = [r["mean"] for r in part if r["mean"] is not None]
+            scores = [r[k] for r in part for k in ("mean", "channels") if r.get(k) is not None]
             print(f"| {kind} {family or ''} | {len(part):,} | {' | '.join(map(str, counts))} | {min(r['exact'] for r in part):.2f} | "
                   f"{max(scores, default=float('nan')):.3f} |")  # fmt: skip
     print(
@@ -444,9 +476,7 @@ def _positives(found: list[dict], twins: list[dict]) -> None:
     layers = [r["layers_right"] for r in found if "layers_right" in r]
     if layers:
         print(f"layer map: {np.mean(layers):.4f} of the layers right over {len(layers)} maps")
-    _rates("everything, the failing ends of the grid included", found, twins)
-    held = [r for r in found if r["what"] not in (FAILING + FAILING_CNN if r["family"] == "cnn" else FAILING)]
-    _rates("without the failing ends", held, twins)
+    _rates("everything", found, twins)
     print(
         f"abstentions: {sum(r['verdict'] == 'cannot-tell' for r in found)} of {len(found)} related, "
         f"{sum(r['verdict'] == 'cannot-tell' for r in twins)} of {len(twins)} twins"

@@ -1,4 +1,4 @@
-"""Tiny models of eight shapes of seven architectures, many seeds of one architecture trained at once.
+"""Tiny models of a dozen shapes of nine architectures (those without attention: `nets.py`), many seeds of one architecture trained at once.
 
 Every parameter has a leading axis K (the seeds) and every product is a batched one, so K twins see the same rows in the
 same order and cost little more than one. `folder_tensors` writes one of them in the layout of its published family.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import nets
 import torch
 import torch.nn.functional as F
 
@@ -31,6 +32,8 @@ class Family:
     experts: int = 0
     qkv_bias: bool = False
     tied: bool = False
+    widths: tuple[int, ...] = ()  # channels
+    side: int = 28  # of an image
 
     @property
     def head(self) -> int:
@@ -51,10 +54,14 @@ FAMILIES = {
         Family("moe", "mixtral", neurons=64, experts=4, layers=3),
         Family("bert", "bert", neurons=192, tied=True),
         Family("llama-deep", "llama", layers=6, width=48, neurons=96),
-        Family("cnn", "cnn", layers=3),
+        Family("cnn", "cnn", layers=3, widths=(24, 48, 96)),
+        Family("cnn-small", "cnn", layers=3, widths=(20, 40, 80), neurons=112),
+        Family("cnn-speech", "cnn", layers=4, widths=(24, 40, 56, 72), neurons=104, side=40),
+        Family("lstm", "lstm", layers=2, width=48, neurons=64),
+        Family("gan", "gan", layers=2, widths=(64, 32)),
     )
 }
-WIDTHS = (24, 48, 96)  # channels of the CNN
+PLAIN = ("cnn", "lstm", "gan")  # types without attention
 
 
 def initial(family: Family, seeds: list[int]) -> Parameters:
@@ -68,16 +75,8 @@ def _draw(f: Family, generator: torch.Generator) -> Parameters:
         return torch.randn(*shape, generator=generator) * (std or shape[-1] ** -0.5)
 
     p: Parameters = {}
-    if f.model_type == "cnn":
-        last = 1
-        for i, width in enumerate(WIDTHS):
-            p[f"conv{i}"] = normal(width, last, 3, 3, std=(last * 9) ** -0.5 * 1.4)
-            p[f"conv{i}.b"] = torch.zeros(width)
-            p[f"gain{i}"], p[f"shift{i}"] = torch.ones(width), torch.zeros(width)
-            last = width
-        p["fc"], p["fc.b"] = normal(128, last * 9), torch.zeros(128)
-        p["out"], p["out.b"] = normal(10, 128), torch.zeros(10)
-        return p
+    if f.model_type in PLAIN:
+        return nets.draw(f, generator)
     d, biased = f.width, not f.gated
     p["embed"] = normal(f.vocabulary, d, std=0.05)
     if biased:
@@ -138,9 +137,9 @@ def rotate(x_KBHTE: torch.Tensor) -> torch.Tensor:
 
 
 def logits(f: Family, p: Parameters, x: torch.Tensor) -> torch.Tensor:
-    """x: tokens (B, T) → (K, B, T, V); for the CNN images (B, 1, 28, 28) → (K, B, 1, 10)."""
-    if f.model_type == "cnn":
-        return _cnn(p, x)
+    """x: tokens (B, T) → (K, B, T, V); for a CNN images (B, 1, S, S) → (K, B, 1, 10)."""
+    if f.model_type in PLAIN:
+        return nets.logits(f, p, x)
     h = p["embed"][:, x]
     if not f.gated:
         h = h + p["position"][:, None, : x.shape[1]]
@@ -202,19 +201,10 @@ def _experts(f: Family, p: Parameters, x: torch.Tensor, at: str) -> torch.Tensor
     return sum(parts)
 
 
-def _cnn(p: Parameters, x: torch.Tensor) -> torch.Tensor:
-    k, b = p["out"].shape[0], x.shape[0]
-    h = x.repeat(1, k, 1, 1)  # groups are seeds
-    for i in range(len(WIDTHS)):
-        h = F.conv2d(h, p[f"conv{i}"].flatten(0, 1), p[f"conv{i}.b"].flatten(), padding=1, groups=k)
-        h = F.instance_norm(h) * p[f"gain{i}"].flatten()[:, None, None] + p[f"shift{i}"].flatten()[:, None, None]
-        h = F.max_pool2d(F.relu(h), 2)
-    h = h.reshape(b, k, -1).transpose(0, 1)[:, :, None]
-    return linear(F.relu(linear(h, p["fc"], p["fc.b"])), p["out"], p["out.b"])
-
-
 def loss(f: Family, p: Parameters, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Cross-entropy of each seed, (K,). Targets of -100 do not count."""
+    if f.model_type == "gan":
+        return nets.adversarial(f, p, batch)
     x, y = batch
     found = logits(f, p, x)
     k = found.shape[0]
@@ -226,22 +216,9 @@ def loss(f: Family, p: Parameters, batch: tuple[torch.Tensor, torch.Tensor]) -> 
 def folder_tensors(f: Family, p: Parameters, k: int) -> dict[str, torch.Tensor]:
     """Seed `k` with the tensor names and layouts of its published family."""
     one = {name: value[k].detach().clone().contiguous() for name, value in p.items()}
-    return {"llama": _llama, "qwen2": _llama, "mixtral": _llama, "gpt2": _gpt2, "bert": _bert, "cnn": _plain}[
-        f.model_type
-    ](f, one)
-
-
-def _plain(f: Family, p: Parameters) -> dict[str, torch.Tensor]:
-    names = {"conv": "features.{}.weight", "gain": "norms.{}.weight", "shift": "norms.{}.bias"}
-    out = {}
-    for name, value in p.items():
-        stem, bias = name.removesuffix(".b"), ".bias" if name.endswith(".b") else ".weight"
-        if stem[-1].isdigit():
-            kind = names[stem[:-1]].format(stem[-1])
-            out[kind.replace(".weight", ".bias") if bias == ".bias" else kind] = value
-        else:
-            out[{"fc": "classifier.0", "out": "classifier.1"}[stem] + bias] = value
-    return out
+    if f.model_type in PLAIN:
+        return nets.tensors(f, one)
+    return {"llama": _llama, "qwen2": _llama, "mixtral": _llama, "gpt2": _gpt2, "bert": _bert}[f.model_type](f, one)
 
 
 def _llama(f: Family, p: Parameters) -> dict[str, torch.Tensor]:
@@ -297,8 +274,8 @@ def _bert(f: Family, p: Parameters) -> dict[str, torch.Tensor]:
 def config(f: Family) -> dict[str, object]:
     """`config.json` of the family; what no published family has is left out."""
     common = {"model_type": f.model_type, "vocab_size": f.vocabulary}
-    if f.model_type == "cnn":
-        return {"model_type": "cnn"}
+    if f.model_type in PLAIN:
+        return {"model_type": f.model_type}
     if f.model_type == "gpt2":
         return common | {"n_embd": f.width, "n_head": f.heads, "n_layer": f.layers, "n_positions": f.positions,
                          "n_inner": f.neurons, "architectures": ["GPT2LMHeadModel"]}  # fmt: skip

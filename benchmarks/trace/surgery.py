@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from families import Family, config, folder_tensors
+from families import PLAIN, Family, config, folder_tensors
 from safetensors.torch import save_file
 
 Params = dict[str, np.ndarray]
@@ -134,8 +134,8 @@ def launder(f: Family, p: Params, seed: int, what: str = "all") -> Params:
     """Relabeled so that it computes the same. `what`: all, neurons, heads, residual or a sum such as `neurons+residual`."""
     r = np.random.default_rng(seed)
     out = {n: np.array(v) for n, v in p.items()}
-    if f.model_type == "cnn":
-        _channels(out, r)
+    if f.model_type in PLAIN:
+        {"cnn": _channels, "lstm": _gates, "gan": _generator}[f.model_type](out, r)
         return out
     chosen = {"neurons", "heads", "residual"} if what == "all" else set(what.split("+"))
     if "neurons" in chosen:
@@ -160,6 +160,30 @@ def _channels(p: Params, r: np.random.Generator) -> None:
     places = p["fc"].reshape(len(order), len(before), -1)
     p["fc"], p["fc.b"] = places[order][:, before].reshape(len(order), -1), p["fc.b"][order]
     p["out"] = p["out"][:, order]
+
+
+def _gates(p: Params, r: np.random.Generator) -> None:
+    """Embedding coordinates and hidden units of each recurrent layer, all four gates of a unit together."""
+    before, i = r.permutation(p["embed"].shape[1]), 0
+    p["embed"] = p["embed"][:, before]
+    while f"ih{i}" in p:
+        units = p[f"hh{i}"].shape[1]
+        order = r.permutation(units)
+        rows = np.concatenate([order + gate * units for gate in range(4)])
+        p[f"ih{i}"] = p[f"ih{i}"][rows][:, before]
+        p[f"hh{i}"], p[f"b{i}"] = p[f"hh{i}"][rows][:, order], p[f"b{i}"][rows]
+        before, i = order, i + 1
+    p["head"] = p["head"][:, before]
+
+
+def _generator(p: Params, r: np.random.Generator) -> None:
+    """Channels of a generator; latents and pixels keep their places."""
+    first, second = (r.permutation(p[f"conv{i}"].shape[0]) for i in range(2))
+    places = len(p["fc"]) // len(first)
+    p["fc"] = p["fc"].reshape(len(first), places, -1)[first].reshape(len(p["fc"]), -1)
+    p["conv0"], p["conv1"] = p["conv0"][first][:, second], p["conv1"][second]
+    for i, order in enumerate((first, second)):
+        p[f"gain{i}"], p[f"shift{i}"] = p[f"gain{i}"][order], p[f"shift{i}"][order]
 
 
 def _neurons(f: Family, p: Params, r: np.random.Generator) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import tarfile
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from families import Family, Parameters, logits, loss
+from nets import LATENT
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -82,6 +85,41 @@ def image_batches(seed: int, half: int, rows: int = 16) -> Iterator[Batch]:
         yield images[at], labels[at].long()[:, None]
 
 
+def image_and_latent_batches(seed: int, half: int) -> Iterator[Batch]:
+    order = torch.Generator().manual_seed(seed + 1)
+    for images, _ in image_batches(seed, half):
+        yield images * 0.35 * 2 - 0.42, torch.randn(len(images), LATENT, generator=order)  # from -1 to 1
+
+
+def speech_batches(seed: int, held: Path, rows: int = 16) -> Iterator[Batch]:
+    """Spoken digits as 40 x 40 log spectrograms of the six speakers."""
+    if not held.exists():
+        torch.save(_spectrograms(), held)
+    images, labels = torch.load(held)
+    order = torch.Generator().manual_seed(seed)
+    while True:
+        at = torch.randint(0, len(images), (rows,), generator=order)
+        yield images[at], labels[at][:, None]
+
+
+def _spectrograms() -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = [], []
+    with tarfile.open(DATA / "speech-digits" / "recordings.tar.gz") as archive:
+        for member in sorted(archive.getmembers(), key=lambda m: m.name):
+            if not member.name.endswith(".wav"):
+                continue
+            with wave.open(archive.extractfile(member)) as file:
+                sound = (
+                    torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.int16).float() / 2**15
+                )
+            sound = torch.nn.functional.pad(sound, (0, max(0, 512 - len(sound))))
+            power = torch.stft(sound, 256, 64, window=torch.hann_window(256), return_complex=True).abs().square()
+            square = torch.nn.functional.adaptive_avg_pool2d((power + 1e-6).log()[None], (40, 40))
+            images.append((square - square.mean()) / square.std())
+            labels.append(int(Path(member.name).name[0]))
+    return torch.stack(images), torch.tensor(labels)
+
+
 def _idx(path: Path) -> torch.Tensor:
     raw = path.read_bytes()
     raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -92,9 +130,11 @@ def _idx(path: Path) -> torch.Tensor:
 def train(
     f: Family, p: Parameters, batches: Iterator[Batch], steps: int, rate: float, *,
     trained: Callable[[str], bool] = lambda name: True, teacher: tuple[Family, Parameters] | None = None,
+    merged: Callable[[Parameters], Parameters] = lambda p: p,
     say: Callable[[str], None] = lambda text: None,
 ) -> Parameters:  # fmt: skip
-    """`p` after `steps` of AdamW. With a teacher the loss is the divergence from its logits alone."""
+    """`p` after `steps` of AdamW. With a teacher the loss is the divergence from its logits alone. `merged` makes the
+    model's parameters of those that are trained (adapters)."""
     p = {name: value.detach().clone().requires_grad_(trained(name)) for name, value in p.items()}
     chosen = [value for value in p.values() if value.requires_grad]
     optimizer = torch.optim.AdamW(chosen, lr=rate, betas=(0.9, 0.95), weight_decay=0.05, foreach=True)
@@ -104,11 +144,11 @@ def train(
             group["lr"] = rate * share
         batch = next(batches)
         if teacher is None:
-            each = loss(f, p, batch)
+            each = loss(f, merged(p), batch)
         else:
             with torch.no_grad():
                 goal = torch.softmax(logits(*teacher, batch[0]), -1)
-            each = -(goal * torch.log_softmax(logits(f, p, batch[0]), -1)).sum(-1).mean((1, 2))
+            each = -(goal * torch.log_softmax(logits(f, merged(p), batch[0]), -1)).sum(-1).mean((1, 2))
         each.sum().backward()
         for value in chosen:  # each seed clipped by its own norm of this tensor: no seed touches another
             norm = value.grad.flatten(1).norm(dim=1).clamp(min=1e-12)
@@ -118,3 +158,21 @@ def train(
         if step % 100 == 0 or step == steps - 1:
             say(f"{f.name} step {step}: loss {each.mean().item():.3f}")
     return {name: value.detach() for name, value in p.items()}
+
+
+def adapted(p: Parameters, rank: int, seed: int) -> Parameters:
+    """`p` with adapters of `rank` beside every matrix of attention and MLP: A drawn, B zero (Hu et al. 2021)."""
+    generator, out = torch.Generator().manual_seed(seed), dict(p)
+    for name, value in p.items():
+        if name[0].isdigit() and value.dim() >= 3 and not name.endswith("router"):
+            *lead, rows, columns = value.shape
+            out[name + ".A"] = torch.randn(*lead, rank, columns, generator=generator) / math.sqrt(columns)
+            out[name + ".B"] = torch.zeros(*lead, rows, rank)
+    return out
+
+
+def with_adapters(p: Parameters) -> Parameters:
+    """The model's own parameters, adapters added in."""
+    return {
+        n: v + p[n + ".B"] @ p[n + ".A"] if n + ".A" in p else v for n, v in p.items() if not n.endswith((".A", ".B"))
+    }

@@ -20,14 +20,37 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from families import FAMILIES, Family, Parameters, config, folder_tensors, initial, upcycled
+from families import FAMILIES, PLAIN, Family, Parameters, config, folder_tensors, initial, upcycled
 from safetensors.torch import save_file
-from train import image_batches, text_batches, texts, tokenizer, tokens, train
+from train import (
+    adapted,
+    image_and_latent_batches,
+    image_batches,
+    speech_batches,
+    text_batches,
+    texts,
+    tokenizer,
+    tokens,
+    train,
+    with_adapters,
+)
 
-CALIBRATION = ("llama", "gpt2")
+CALIBRATION = ("llama", "gpt2", "cnn-small")
 HALVES = {"calibration": ("austen", 24, 10_000), "evaluation": ("help", 40, 20_000)}  # text, seeds, first seed
-LONGEST = {"llama": 10, "gpt2": 3}  # times their training that children are continued for, the others once
-FEWER = {"cnn": 26, "llama-deep": 27}  # seeds, of families that are trained half as long too
+ONLY_CALIBRATION = ("cnn-small",)
+LONGEST = {
+    name: 1 for name in ("cnn", "cnn-speech", "lstm", "gan", "llama-deep")
+}  # times their training, the others ten
+RANKS = (1, 4, 16)  # of trained adapters
+FEWER = {"cnn": 26, "llama-deep": 27, "cnn-small": 24, "cnn-speech": 16, "lstm": 16, "gan": 12}  # seeds
+SHORTER = {
+    "cnn": 2,
+    "llama-deep": 2,
+    "cnn-small": 4,
+    "cnn-speech": 4,
+    "lstm": 2,
+    "gan": 2,
+}  # twins are trained so much less
 TENFOLD = 2  # of the bases, those continued for ten times
 BASES = 4  # evaluation models of a family from which children are trained
 FULL_STEPS, NANO_STEPS = 400, 40
@@ -45,8 +68,12 @@ class Zoo:
         print(f"{time.monotonic() - self.began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
     def batches(self, f: Family, text: str, seed: int, half: int = 1):
+        if f.name == "cnn-speech":
+            return speech_batches(seed, self.root / "trained" / "speech.pt")
         if f.model_type == "cnn":
             return image_batches(seed, half)
+        if f.model_type == "gan":
+            return image_and_latent_batches(seed, half)
         return text_batches(self.stream(text, f.vocabulary, text), seed, f.model_type == "bert")
 
     def stream(self, text: str, size: int, words: str) -> torch.Tensor:
@@ -74,7 +101,7 @@ class Zoo:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(folder_tensors(f, p, k), folder / "model.safetensors", {"format": "pt"})
             (folder / "config.json").write_text(json.dumps(config(f), indent=1))
-            if f.model_type != "cnn":
+            if f.model_type not in ("cnn", "gan"):
                 shutil.copy(self.root / "tokenizers" / f"{words}-{f.vocabulary}" / "tokenizer.json", folder)
             (folder / "facts.json").write_text(json.dumps({"family": f.name, "kind": kind, "number": k, **facts}))
 
@@ -82,31 +109,40 @@ class Zoo:
         text, count, first = HALVES[half]
         seeds = [first + i for i in range(self.seeds or FEWER.get(f.name, count))]
         p = self.make(f"{half}-{f.name}-twin", f, lambda: initial(f, seeds),
-                      lambda: self.batches(f, text, 7, int(half == "evaluation")), self.steps // (2 if f.name in FEWER else 1))  # fmt: skip
+                      lambda: self.batches(f, text, 7, int(half == "evaluation")), self.steps // SHORTER.get(f.name, 1))  # fmt: skip
         self.write(f, p, half, "twin", text, seed=first)
         return p
 
     def children(self, f: Family, p: Parameters, bases: int = BASES, longest: int = 10) -> None:
         """Everything that is trained from the first few evaluation twins, weakest to strongest."""
         base = {name: value[:bases] for name, value in p.items()}
-        other = "reviews" if f.model_type != "cnn" else "images"
 
         def onward(kind: str, steps: int, rate: float, seed: int, count: int = bases) -> None:
             start = {name: value[:count] for name, value in base.items()}
-            batches = (lambda: image_batches(seed, 0)) if f.model_type == "cnn" else (
-                lambda: text_batches(self.stream(other, f.vocabulary, "help"), seed, f.model_type == "bert"))  # fmt: skip
+            text = f.model_type not in ("cnn", "gan")
+            batches = (lambda: text_batches(self.stream("reviews", f.vocabulary, "help"), seed, f.model_type == "bert")) if text else (
+                lambda: self.batches(f, "", seed, 0))  # fmt: skip
             made = self.make(f"evaluation-{f.name}-{kind}", f, lambda: start, batches, steps, rate)
             self.write(f, made, "evaluation", kind, "help", parent="twin", steps=steps, rate=rate)
 
         onward("sft-short", self.steps // 8, 5e-4, 1)
         onward("sft", self.steps // 4, 1e-3, 2)
         onward("continued-1x", self.steps, 3e-3, 3)
-        if f.model_type != "cnn":
+        if f.model_type not in PLAIN:
+            self.adapters(f, base)
             self.others(f, base, bases)
         if longest >= 3:
             onward("continued-3x", 3 * self.steps, 3e-3, 4)
         if longest >= 10:
             onward("continued-10x", 10 * self.steps, 3e-3, 5, TENFOLD)
+
+    def adapters(self, f: Family, base: Parameters) -> None:
+        """Adapters trained beside the frozen model, and merged into it."""
+        for rank in RANKS:
+            made = self.make(f"evaluation-{f.name}-adapter-{rank}", f, lambda rank=rank: adapted(base, rank, 40 + rank),
+                             lambda: text_batches(self.stream("reviews", f.vocabulary, "help"), 11, f.model_type == "bert"),
+                             self.steps // 2, trained=lambda n: n.endswith((".A", ".B")), merged=with_adapters)  # fmt: skip
+            self.write(f, with_adapters(made), "evaluation", f"adapter-{rank}", "help", parent="twin")
 
     def others(self, f: Family, base: Parameters, bases: int) -> None:
         """Another vocabulary, with the body frozen and then not; a student of the answers; experts out of the dense model."""
@@ -145,11 +181,12 @@ def build(root: Path, nano: bool = False, families: list[str] | None = None) -> 
     zoo = Zoo(root, FULL_STEPS)
     chosen = {name: f for name, f in FAMILIES.items() if families is None or name in families}
     for name, f in chosen.items():
-        zoo.twins("evaluation", f)
+        if name not in ONLY_CALIBRATION:
+            zoo.twins("evaluation", f)
         if name in CALIBRATION:
             zoo.twins("calibration", f)
-    for f in chosen.values():
-        zoo.children(f, zoo.twins("evaluation", f), longest=LONGEST.get(f.name, 1))
+    for f in (f for name, f in chosen.items() if name not in ONLY_CALIBRATION):
+        zoo.children(f, zoo.twins("evaluation", f), longest=LONGEST.get(f.name, 10))
     return zoo
 
 

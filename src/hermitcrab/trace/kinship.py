@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hermitcrab.trace.aligned import Block
+from hermitcrab.models.formats.packed import KINDS
+from hermitcrab.trace.chain import Channels
 from hermitcrab.trace.mapping import merge_weights
 from hermitcrab.trace.model import Model
+from hermitcrab.trace.neurons import Block
 from hermitcrab.trace.null import tables
 from hermitcrab.trace.pair import Pair
-from hermitcrab.trace.relation import Difference, Relation, classify, difference
+from hermitcrab.trace.relation import Difference, Relation, classify, difference, grid_bits
 
 LOOKED_AT = 24  # matrices whose difference is taken apart for the kind of relation
 LEAST_GAIN = 0.30
@@ -23,7 +25,12 @@ def relation_of(suspect: Model, pair: Pair, pairs: list[Pair]) -> Relation:
     flipped = [m.flipped for m in pair.mapped]
     relabeled = bool(best and best.mode != "as it stands" and best.mean > 0.1)
     relabeled = relabeled or (bool(moved) and bool(np.mean(moved) > 0.3 or np.mean(flipped) > 0.2))
-    if relabeled:
+    channels = pair.channels
+    locked = channels is not None and channels.score >= tables()["channels"].guard
+    if channels is not None and locked and channels.moved > 0.3:
+        relabeled = True
+        differences = _of_channels(suspect, base, channels)
+    elif relabeled:
         differences = [
             difference(m.block.layer, "mlp", x, y) for m in pair.mapped for x, y in zip(m.ours, m.theirs, strict=True)
         ][:LOOKED_AT]
@@ -37,9 +44,10 @@ def relation_of(suspect: Model, pair: Pair, pairs: list[Pair]) -> Relation:
     kinds = {m.weights.format for m in (suspect, base)}, {tuple(m.weights.dtypes) for m in (suspect, base)}
     names = {tuple(sorted(m.weights.tensors)) for m in (suspect, base)}
     same = len(pair.copies.same) if pair.copies else 0
+    repacked = relabeled or any(len(k) > 1 for k in kinds) or len(names) > 1
     return classify(
         differences, same_tensors=same, tensors=pair.copies.compared if pair.copies else 0,
-        repacked=any(len(k) > 1 for k in kinds) or len(names) > 1, layer_map=per_layer, base_layers=b.layers if per_layer else 0,
+        repacked=repacked, layer_map=per_layer, base_layers=b.layers if per_layer else 0,
         shapes=shapes, experts=experts, vocabulary_moved=_vocabulary_moved(suspect, pair, differences, relabeled),
         strange=[i for i, j in enumerate(per_layer) if j < 0], relabeled=relabeled, body=_body(pair), merged=_merged(suspect, pair, pairs),
     )  # fmt: skip
@@ -47,7 +55,9 @@ def relation_of(suspect: Model, pair: Pair, pairs: list[Pair]) -> Relation:
 
 def _body(pair: Pair) -> str:
     """`whole`: neurons lie on one another; `trace`: only the exact tests of the body see something; `none`: not even they."""
-    a = pair.best
+    a, c = pair.best, pair.channels
+    if c is not None and c.score >= tables()["channels"].guard:
+        return "whole"
     if a is not None and a.best >= tables()["best"].guard:
         return "whole"
     outside = ("RES", "coordinates")
@@ -63,6 +73,18 @@ def _body(pair: Pair) -> str:
     if a is None:
         return "whole" if seen else "none"
     return "trace" if seen else "none"
+
+
+def _of_channels(suspect: Model, base: Model, channels: Channels) -> list[Difference]:
+    """In the base's order of units; grids are looked for in the tensors as they lie in the file."""
+    out = []
+    for (ours, theirs), x, y in zip(channels.names, channels.ours, channels.theirs, strict=True):
+        grids = [
+            grid_bits(m.tensor(n).reshape(len(m.tensor(n)), -1).astype(np.float64))
+            for m, n in ((suspect, ours), (base, theirs))
+        ]
+        out.append(difference(0, "tensor", x.reshape(len(x), -1), y.reshape(len(y), -1), *grids))
+    return out
 
 
 def _neurons(found: list[Block]) -> int:
@@ -83,13 +105,15 @@ def _per_layer(pair: Pair) -> list[int]:
 def _differences(suspect: Model, pair: Pair) -> list[Difference]:
     few = ("I8", "U8", "I4", "U4")
 
-    def coarse(model: Model, name: str) -> bool:
+    def coarse(model: Model, name: str) -> int | None:
         dtype = model.weights.info(name).dtype
-        return (
+        stored = (
             dtype in few
+            or dtype in KINDS
             or name in model.scales
             or (model.weights.format == "gguf" and dtype not in ("F32", "F16", "BF16", "F64"))
         )
+        return KINDS.get(dtype, 8) if stored else None
 
     chosen = [(p, q) for p, q in pair.exact.pairs if p.layer >= 0 and p.role != "router"] or pair.exact.pairs
     step = max(1, -(-len(chosen) // LOOKED_AT))
@@ -138,6 +162,9 @@ def _merged(suspect: Model, pair: Pair, pairs: list[Pair]) -> dict[str, object] 
     """Weights of all bases in the suspect, where a second one improves on the best alone."""
     if len(pairs) < 2 or any(p.sampled for p in pairs):
         return None
+    if all(p.channels is not None for p in pairs):
+        laid = [p.channels for p in pairs if p.channels is not None]
+        return _mixture(pairs, pair, max(laid, key=lambda c: c.share).ours, [c.theirs for c in laid])
     fit = [p for p in pairs if p.mapped or p.exact.pairs]
     main = max((p for p in fit if p.mapped), key=lambda p: sum(sum(m.cosines) for m in p.mapped), default=None)
     if main is None or len(fit) < 2:
@@ -147,6 +174,14 @@ def _merged(suspect: Model, pair: Pair, pairs: list[Pair]) -> dict[str, object] 
     )
     targets, parents = _plain_stack(suspect, fit) if in_place else _mapped_stack(main, fit)
     if not targets:
+        return None
+    return _mixture(fit, pair, targets, parents)
+
+
+def _mixture(
+    fit: list[Pair], pair: Pair, targets: list[np.ndarray], parents: list[list[np.ndarray]]
+) -> dict[str, object] | None:
+    if any(x.shape != t.shape for p in parents for x, t in zip(p, targets, strict=True)):
         return None
     weights, error, gain = merge_weights(targets, parents)
     own = weights[fit.index(pair)] if pair in fit else 0.0

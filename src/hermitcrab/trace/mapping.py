@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hermitcrab.trace.aligned import Alignment, Block, unit, views
+from hermitcrab.trace.aligned import Alignment
 from hermitcrab.trace.exact import FEWEST, Group, bound
+from hermitcrab.trace.neurons import Block, unit, views
 
 MOST_NEURONS = 6144  # of a block that is assigned whole
 

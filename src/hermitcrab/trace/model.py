@@ -12,6 +12,7 @@ import numpy as np
 
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.models.formats import OpenWeights, TensorInfo, Weights, open_weights
+from hermitcrab.models.formats.packed import KINDS, unpacked
 from hermitcrab.trace.parts import Part, Seen, Structure
 from hermitcrab.trace.structure import understand
 
@@ -130,7 +131,7 @@ def open_model(path: str | Path) -> Model:
     Raises:
         HermitcrabError: no weights, none that hold floating-point numbers, or a damaged file.
     """
-    weights = open_weights(Path(path))
+    weights = unpacked(open_weights(Path(path)))
     if len(weights.tensors) > MOST_TENSORS:
         raise HermitcrabError(
             f"{path}: {len(weights.tensors):,} tensors are more than a model has (at most {MOST_TENSORS:,})"
@@ -148,8 +149,13 @@ def open_model(path: str | Path) -> Model:
         shape = _folded(info.shape)
         seen.append(Seen(name, shape, use.turned if use is not None and len(info.shape) == 2 else None))
     if not any(len(s.shape) >= 2 and s.shape[0] * s.shape[1] >= SMALLEST for s in seen):
+        known = (
+            "; packed tensors are read of GPTQ and AWQ only"
+            if any(i.dtype in ("U8", "I32") for i in weights.tensors.values())
+            else ""
+        )
         raise HermitcrabError(
-            f"{path}: holds no matrix of floating-point weights to compare (tensors: {len(weights.tensors):,})"
+            f"{path}: holds no matrix of floating-point weights to compare (tensors: {len(weights.tensors):,}){known}"
         )
     structure = understand(seen, ordered=weights.format in GRAPHS)
     model = Model(Path(path), weights, structure, Heads(), weights.opened(), constants)
@@ -165,7 +171,7 @@ def numeric(weights: Weights, info: TensorInfo) -> bool:
         return info.dtype not in ("I8", "I16", "I32", "I64")
     if weights.format in GRAPHS:
         return info.dtype in FLOATS or (info.dtype in ("I8", "U8", "I4", "U4") and info.elements >= SMALLEST)
-    return info.dtype in FLOATS or (info.dtype == "I8" and len(info.shape) >= 2)
+    return info.dtype in FLOATS or info.dtype in KINDS or (info.dtype == "I8" and len(info.shape) >= 2)
 
 
 def _scales(weights: Weights) -> dict[str, str]:

@@ -48,6 +48,6 @@ class Table:
 def tables() -> dict[str, Table]:
     told: dict[str, Any] = json.loads((Path(__file__).parent / "null.json").read_text())
     return {
-        name: Table(name, tuple(sorted(s for s, count in entry["scores"] for _ in range(count))), told["models"])
+        name: Table(name, tuple(sorted(s for s, count in entry["scores"] for _ in range(count))), entry["models"])
         for name, entry in told["statistics"].items()
     }

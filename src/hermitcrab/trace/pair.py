@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hermitcrab.trace.aligned import Alignment, Block
+from hermitcrab.trace.aligned import Alignment
+from hermitcrab.trace.chain import Channels
 from hermitcrab.trace.digests import Copies
 from hermitcrab.trace.exact import Exact, Group
 from hermitcrab.trace.mapping import Mapped
 from hermitcrab.trace.model import Model
+from hermitcrab.trace.neurons import Block
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Pair:
     ours: list[Block] = field(default_factory=list)
     theirs: list[Block] = field(default_factory=list)
     mapped: list[Mapped] = field(default_factory=list)
+    channels: Channels | None = None
+    """Hidden units of models without blocks."""
     deflated: list[Group] = field(default_factory=list)
     deflated_by: str = ""
     told: list[tuple[str, str, float, float]] = field(default_factory=list)

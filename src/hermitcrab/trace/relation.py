@@ -15,6 +15,11 @@ FINE = 0.25  # relative distance up to which a change is called fine-tuning rath
 SAME = 1e-6
 REPACKED = 2.5e-3  # what storing in bfloat16 or half precision moves; rounding to eight bits moves more
 LOW_RANK_SHARE = 0.25  # of the smaller side: a difference of a rank up to this is an adapter's
+GAP = 4.0  # times that the singular values of an adapter's difference fall behind the last
+GAP_SHARE, GAP_TAIL = (
+    0.75,
+    0.02,
+)  # such a rank is at most this share of the smaller side, and what is behind it this of the energy
 ZEROS = 0.1
 
 
@@ -36,6 +41,8 @@ class Difference:
     bits_base: int
     rank: int
     smaller: int
+    low: bool
+    """Whether that rank is an adapter's."""
 
 
 @dataclass
@@ -53,22 +60,22 @@ class Relation:
 
 
 def difference(
-    layer: int, role: str, a: np.ndarray, b: np.ndarray, known_a: bool = False, known_b: bool = False
+    layer: int, role: str, a: np.ndarray, b: np.ndarray, bits_a: int | None = None, bits_b: int | None = None
 ) -> Difference:
-    """Suspect `a` and base `b`, float32 (rows, columns). `known_*`: stored in few bits, so that no grid need be looked for."""
+    """Suspect `a` and base `b`, float32 (rows, columns). `bits_*`: of its grid, where that is known."""
     a, b = a[:2048].astype(np.float64), b[:2048].astype(np.float64)
     norm = max(float(np.linalg.norm(b)), 1e-30)
     cosine = float(np.vdot(a, b) / max(float(np.linalg.norm(a)) * norm, 1e-30))
     distance = float(np.linalg.norm(a - b)) / norm
     live = a != 0
     kept = float(np.linalg.norm((a - b)[live]) / max(float(np.linalg.norm(b[live])), 1e-30))
-    rank, smaller = 0, min(a.shape)
+    rank, smaller, low = 0, min(a.shape), False
     if distance > REPACKED and smaller >= 16:
         rows = a - b if smaller <= 1024 else (a - b)[:1024, :1024]
         sigma = np.linalg.svd(rows, compute_uv=False)
-        energy = np.cumsum(sigma**2) / max(float((sigma**2).sum()), 1e-30)
-        rank = int((energy < 0.99).sum()) + 1
-    bits_a, bits_b = (8 if known else grid_bits(x) for known, x in ((known_a, a), (known_b, b)))
+        rank, low = numerical_rank(sigma)
+    bits_a = grid_bits(a) if bits_a is None else bits_a
+    bits_b = grid_bits(b) if bits_b is None else bits_b
     step = np.abs(a).max(1, keepdims=True) / max(2 ** (bits_a - 1) - 1, 1) if bits_a else np.zeros((len(a), 1))
     rounded = float((np.abs(b) < step / 2).mean())
     return Difference(
@@ -84,7 +91,24 @@ def difference(
         bits_b,
         rank,
         smaller,
+        low,
     )
+
+
+def numerical_rank(sigma: np.ndarray) -> tuple[int, bool]:
+    """(rank, whether it is low) of a difference with singular values `sigma`, descending.
+
+    An adapter leaves a cliff: behind its rank there is only rounding. Else the rank that holds 99 % of the energy counts.
+    """
+    energy = np.cumsum(sigma**2) / max(float((sigma**2).sum()), 1e-30)
+    rank = int((energy < 0.99).sum()) + 1
+    most = int(GAP_SHARE * len(sigma))
+    falls = sigma[:most] / np.maximum(sigma[1 : most + 1], 1e-30 + 1e-9 * sigma[0])
+    falls = np.where(energy[:most] >= 1 - GAP_TAIL, falls, 0.0)
+    cliff = int(falls.argmax())
+    if falls[cliff] >= GAP:
+        return cliff + 1, True
+    return rank, rank <= max(2, LOW_RANK_SHARE * len(sigma))
 
 
 def grid_bits(x: np.ndarray) -> int:
@@ -97,6 +121,13 @@ def grid_bits(x: np.ndarray) -> int:
         groups = groups[np.abs(groups).max(1) > 0]
         for bits in (2, 3, 4, 8):
             if len(groups) >= 4 and 2**bits <= width * 8 and _on_grid(groups, bits):
+                return bits
+    whole = x.reshape(-1)
+    for width in (128, 64, 32):  # groups that run over the ends of rows
+        groups = whole[: min(len(whole) // width, 64) * width].reshape(-1, width)
+        groups = groups[np.abs(groups).max(1, initial=0) > 0]
+        for bits in (2, 3, 4, 8):
+            if flat.shape[1] % width and len(groups) >= 4 and _on_grid(groups, bits):
                 return bits
     return 0
 
@@ -244,7 +275,7 @@ def _numbers(
     if explained or merged:
         return
     changed = [d for d in body if d.distance > REPACKED]
-    low = [d for d in changed if d.rank and d.rank <= max(2, LOW_RANK_SHARE * d.smaller)]
+    low = [d for d in changed if d.low]
     if changed and len(low) >= 0.9 * len(changed) and not on_grid:
         r.names.append("LoRA-like")
         r.details["rank"] = int(max(d.rank for d in low))

@@ -12,13 +12,15 @@ import numpy as np
 
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.trace import digests, generic
-from hermitcrab.trace.aligned import Alignment, align, blocks
+from hermitcrab.trace.aligned import Alignment, align
 from hermitcrab.trace.borrow import borrowed
+from hermitcrab.trace.chain import lay
 from hermitcrab.trace.depth import by_magnitudes, layer_map
 from hermitcrab.trace.exact import examine as examine_exactly
 from hermitcrab.trace.kinship import relation_of
 from hermitcrab.trace.mapping import deflated, map_blocks
 from hermitcrab.trace.model import Model
+from hermitcrab.trace.neurons import blocks
 from hermitcrab.trace.null import tables
 from hermitcrab.trace.pair import Pair
 from hermitcrab.trace.relation import Relation
@@ -90,6 +92,8 @@ def _measure(suspect: Model, base: Model, sample: bool) -> Pair:
         groups, why_not, pair.told = generic.examine(suspect, base)
         exact.groups += groups
         exact.not_tested += why_not
+        if not suspect.structure.layers and not base.structure.layers:
+            pair.channels = lay(suspect, base)
         small = sum(i.nbytes for m in (suspect, base) for i in m.weights.tensors.values()) <= DIGEST_BYTES
         if small or exact.log10_p() > -6:
             pair.copies = digests.copies(digests.keys_of(full[0]), digests.keys_of(full[1]))
@@ -114,6 +118,9 @@ def _fitted(alignment: Alignment) -> None:
 
 def _behind_each_other(suspect: Model, pairs: list[Pair]) -> None:
     """Each base against what is left of the suspect once the base that explains most of it is taken out (deflation)."""
+    if len(pairs) > 1 and all(p.channels is not None for p in pairs):
+        _channels_behind(pairs)
+        return
     found = [p for p in pairs if p.mapped and sum(len(m.rows) for m in p.mapped) >= 8]
     if not found or len(pairs) < 2:
         return
@@ -125,6 +132,16 @@ def _behind_each_other(suspect: Model, pairs: list[Pair]) -> None:
             pair.deflated_by = main.base.name
 
 
+def _channels_behind(pairs: list[Pair]) -> None:
+    """The same for models without blocks."""
+    shares = [p.channels.share for p in pairs if p.channels is not None]
+    main = pairs[int(np.argmax(shares))]
+    for pair in pairs:
+        if pair is not main and main.channels is not None and pair.channels is not None:
+            pair.deflated = generic.deflated(main.channels, pair.channels)
+            pair.deflated_by = main.base.name
+
+
 def _evidence(pair: Pair, bases: int) -> Evidence:
     e = Evidence(pair.exact.groups, pair.deflated, bases=bases)
     if pair.copies is not None:
@@ -132,6 +149,8 @@ def _evidence(pair: Pair, bases: int) -> Evidence:
         e.copies_part, e.matrices = len(pair.copies.rows), pair.copies.compared
     if pair.best is not None:
         e.mean, e.best = max(a.mean for a in pair.alignments), max(a.best for a in pair.alignments)
+    if pair.channels is not None:
+        e.channels = pair.channels.score
     return e
 
 
@@ -139,20 +158,21 @@ def _result(suspect: Model, pair: Pair, pairs: list[Pair], alpha: float) -> Resu
     sample = pair.sampled
     began = time.monotonic()
     suspect = pair.suspect
-    if not pair.exact.groups and pair.best is None and (pair.copies is None or not pair.copies.found) and not pair.told:
+    copied = pair.copies is not None and pair.copies.found
+    if not pair.exact.groups and pair.best is None and pair.channels is None and not copied and not pair.told:
         raise HermitcrabError(
             f"{suspect.name} and {pair.base.name} have nothing in common to test: no matrices of the same role and shape, "
             "no neurons to align, no rows that are the same"
         )
     known = tables()
-    decision = judge(_evidence(pair, len(pairs)), Levels(alpha, known["mean"], known["best"]))
+    decision = judge(_evidence(pair, len(pairs)), Levels(alpha, known["mean"], known["best"], known["channels"]))
     relation = Relation()
     if decision.verdict == RELATED and not sample:
         relation = relation_of(suspect, pair, pairs)
     not_tested = list(dict.fromkeys(pair.exact.not_tested))
     if sample:
         not_tested.append("verbatim copies, aligned neurons, kind of relation (a sample or a sketch)")
-    elif pair.best is None:
+    elif pair.best is None and pair.channels is None:
         not_tested.append("aligned neurons: no feed-forward blocks of the same kind were recognized in both")
     assumptions = list(pair.exact.assumptions)
     if pair.borrowed:
@@ -161,7 +181,8 @@ def _result(suspect: Model, pair: Pair, pairs: list[Pair], alpha: float) -> Resu
         assumptions.append("layers were matched by magnitudes, which no change of signs moves")
     if decision.p_status == "conformal":
         assumptions.append(
-            f"two independent models of this kind score as those of the shipped table do ({known['mean'].models})"
+            "two independent models of this kind score as those of the shipped table do "
+            f"({known['mean' if pair.best is not None else 'channels'].models})"
         )
     result = Result(
         base=pair.base.name, decision=decision, relation=_relation_name(decision, relation), relations=relation.names,
@@ -189,9 +210,12 @@ def _copies(pair: Pair) -> dict[str, Any]:
 
 
 def _aligned(pair: Pair) -> dict[str, Any] | None:
-    a = pair.best
+    a, c = pair.best, pair.channels
     if a is None:
-        return None
+        return None if c is None else {
+            "mode": "channels", "mean": round(c.score, 4), "best": round(max(c.scores), 4), "blocks": len(c.scores),
+            "tried": {"channels": round(c.score, 4)}, "cosines": [round(c.share, 4)], "moved": round(c.moved, 4), "flipped": 0.0,
+        }  # fmt: skip
     cosines = [m.cosines for m in pair.mapped]
     return {
         "mode": a.mode, "mean": round(a.mean, 4), "best": round(a.best, 4), "blocks": len(pair.ours),
@@ -213,6 +237,10 @@ def _layer_rows(suspect: Model, pair: Pair, decision: Decision) -> list[dict[str
             rows.append({"layer": pair.ours[i].layer, "expert": pair.ours[i].expert, "base_layer": pair.theirs[j].layer if j >= 0 else None,
                          "score": None if math.isnan(score) else round(float(score), 4)})  # fmt: skip
         return rows
+    if pair.channels is not None and pair.channels.score >= tables()["channels"].guard:
+        c = pair.channels
+        return [{"layer": i, "expert": -1, "base_layer": i, "tensor": ours, "base_tensor": theirs,
+                 "score": round(c.scores[min(i, len(c.scores) - 1)], 4)} for i, (ours, theirs) in enumerate(c.names)]  # fmt: skip
     for layer in range(suspect.structure.layers):
         z = [
             abs(v)

@@ -32,6 +32,7 @@ class Evidence:
     matrices: int = 0
     mean: float | None = None
     best: float | None = None
+    channels: float | None = None
     bases: int = 1
 
 
@@ -40,6 +41,7 @@ class Levels:
     alpha: float = 1e-6
     mean: Table | None = None
     best: Table | None = None
+    channels: Table | None = None
 
 
 @dataclass
@@ -99,7 +101,7 @@ def _could(g: Group, level: float) -> bool:
 def _aligned(e: Evidence, levels: Levels) -> Decision | None:
     found = [
         (t.log10_p(s), s, t)
-        for s, t in ((e.mean, levels.mean), (e.best, levels.best))
+        for s, t in ((e.mean, levels.mean), (e.best, levels.best), (e.channels, levels.channels))
         if s is not None and t is not None
     ]
     if not found:
@@ -109,13 +111,13 @@ def _aligned(e: Evidence, levels: Levels) -> Decision | None:
     stated = 10 ** (table.floor + math.log10(len(found) * e.bases))
     for _, s, t in found:
         if s >= t.guard:
-            why = f"{s:.0%} of the neurons match their like in both ways; at most {t.largest:.1%} in {len(t.scores):,} independent pairs"
+            why = f"{s:.0%} of the units match their like in both ways; at most {t.largest:.1%} in {len(t.scores):,} independent pairs"
             return Decision(RELATED, p, "conformal", why, stated)
     if score > table.largest:
-        why = f"{score:.1%} of the neurons match, more than in any independent pair ({table.largest:.1%}) but too few for a verdict"
+        why = f"{score:.1%} of the hidden units match, more than in any independent pair ({table.largest:.1%}) but too few for a verdict"
         return Decision(CANNOT_TELL, p, "conformal", why, stated)
     return Decision(
-        NO_EVIDENCE, p, "conformal", "aligned neurons agree no more than those of independent models", stated
+        NO_EVIDENCE, p, "conformal", "aligned hidden units agree no more than those of independent models", stated
     )
 
 
