@@ -229,9 +229,9 @@ def test_gc_keeps_a_run_and_frees_it_when_its_folder_is_gone(here, capsys):
         ("train.lora.targets=[q_prj]", 1, "no linear module `q_prj`; did you mean `q_proj`?"),
         ("data.split.test=1000", 1, "1,000"),
         ("train.sequence_length=8", 1, "no trainable token"),
-        ("compress.gguf=[Q4_K]", 2, "compress.gguf"),
+        ("compress.gguf=[Q9_K]", 2, "compress.gguf"),
         ("compress.gguf=[Q8_0, Q8_0]", 2, "each type is given once"),
-        ("compress.gguf=[]", 2, "gguf names none"),
+        ("compress.gguf=[]", 2, "none is asked for"),
     ],
 )
 def test_misuse_is_one_sentence(here, capsys, override, status, said):

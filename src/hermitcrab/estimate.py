@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from hermitcrab.compress import asked
 from hermitcrab.models.base import shape
 from hermitcrab.recipe import Recipe, Train
 from hermitcrab.references import Resolved
 from hermitcrab.store import Artifact
 from hermitcrab.tasks import load_task
 
-BITS = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5, "Q4_0": 4.5}  # of a weight
 QUANTIZED = 20e6  # weights a second that are packed, written, read back and probed
 READ = 10e6  # bytes a second of a CSV into rows
 ROW_BYTES = 200.0  # of a file whose rows were not counted yet
@@ -77,25 +77,25 @@ def estimate(
     work = load_task(recipe.task).work(recipe, base, rows, test)
     parameters, trained = work.parameters, training(recipe.train)
     passes = (recipe.evaluate.against == "base") + 1 + (recipe.evaluate.few_shot > 0)
-    asked = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * work.asked * passes
+    answered = (rows["test"] + (rows["validation"] if recipe.evaluate.calibrate else 0)) * work.asked * passes
     shipped = trained["disk"]
     text = rows["bytes"]
-    types = recipe.compress.gguf
-    compressed = sum(BITS[kind] for kind in types) / 8 * parameters
-    again = min(rows["test"], recipe.compress.rows or rows["test"]) * work.tokens * len(types)
+    kinds = [form.bits(recipe.compress, kind) for form, kind in asked(recipe.compress)]
+    compressed = sum(kinds) / 8 * parameters
+    again = min(rows["test"], recipe.compress.rows or rows["test"]) * work.tokens * len(kinds)
     return {
         "collect": {"seconds": 1 + text / READ, "memory": 200 << 20, "disk": text},
         "prepare": {"seconds": 1 + text / READ, "memory": (200 << 20) + 8 * text, "disk": text},
         "tune": _search(recipe, training, 2 * work.working * rows["validation"] * work.asked / rate),
         "train": trained,
         "evaluate": {
-            "seconds": 2 * work.working * asked / rate,
+            "seconds": 2 * work.working * answered / rate,
             "memory": 4 * parameters + RUNTIME,
             "disk": rows["test"] * 400.0 * passes,
         },
         "compress": {
-            "seconds": 2 * parameters * again / rate + parameters * len(types) / QUANTIZED,
-            "memory": 6 * parameters + RUNTIME if types else 1 << 20,
+            "seconds": 2 * parameters * again / rate + parameters * len(kinds) / QUANTIZED,
+            "memory": 6 * parameters + RUNTIME if kinds else 1 << 20,
             "disk": compressed,
         },
         "package": {"seconds": 2.0, "memory": 200 << 20, "disk": 2 * (shipped + compressed)},

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hermitcrab import environment
+from hermitcrab import compress, environment
 from hermitcrab.digest import describe_files, digest_json, short, tree_files
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.lineage.keys import default_key, fingerprint, load_private
@@ -27,7 +27,6 @@ from hermitcrab.recipe import Recipe
 from hermitcrab.references import Resolved, fetch, resolve
 from hermitcrab.stages import Job, Stage
 from hermitcrab.stages.collect import files_of
-from hermitcrab.stages.compress import check_base
 from hermitcrab.stages.evaluate import check_rows
 from hermitcrab.stages.tune import chosen, trial_recipe
 from hermitcrab.store import Artifact, Store, disk_errors, sync_tree, write_json
@@ -252,8 +251,8 @@ class Run:
             return
         base = self.recipe.base
         place = self.resolved[base.tokenizer if base.path == "scratch" and base.tokenizer else base.path]
-        if self.recipe.compress.gguf:
-            check_base(self.recipe.compress, self.artifacts["collect"].read("base.json"), fetch(place, self.store))
+        if self.recipe.compress.anything:
+            compress.check(self.recipe.compress, self.artifacts["collect"].read("base.json"), fetch(place, self.store))
         for run in [self, *missing] if self.recipe.tune else missing:
             if problem := shortage(estimate(run.recipe, run.artifacts, run.resolved), self.store.root):
                 raise HermitcrabError(problem)

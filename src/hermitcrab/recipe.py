@@ -32,7 +32,13 @@ from hermitcrab.strict_yaml import Loader, check_twice, line_of
 SHA256 = r"^(sha256:)?[0-9a-f]{64}$"
 
 
-GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
+GgufType = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "Q3_K", "Q2_K",
+    "Q6_K-calibrated", "Q5_K-calibrated", "Q5_1-calibrated", "Q5_0-calibrated", "Q4_K-calibrated", "Q4_1-calibrated",
+    "Q4_0-calibrated", "IQ4_NL-calibrated", "Q3_K-calibrated", "Q2_K-calibrated",
+]  # fmt: skip
+OpenvinoType = Literal["f32", "f16", "bf16", "int8", "int4", "int4-calibrated"]
+OnnxType = Literal["f32", "int8", "int8-static"]
 Metric = Literal["accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte"]
 Format = Literal["text", "prompt-completion", "messages", "image-label"]
 Baseline = Literal["majority", "tfidf-logreg", "logistic-regression"]
@@ -278,18 +284,85 @@ class Tune(Part):
         return dict(zip(self.values, reversed(places), strict=True))
 
 
+class Heal(Part):
+    """A short training after pruning, on the training rows."""
+
+    steps: Annotated[int, Field(ge=0)] = 200
+    """Optimizer steps; 0: none."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    batch_size: Count = 8
+
+
+class Prune(Part):
+    """A smaller model cut out of the derived one, and healed."""
+
+    method: Literal["magnitude", "width", "depth"] = "magnitude"
+    """`magnitude`: small weights become zero; `width`: whole channels and heads go; `depth`: whole layers go."""
+    keep: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], BeforeValidator(_one_or_many), Field(min_length=1)] = [
+        0.75
+    ]
+    """Share that stays: of weights, of channels, or of layers. A list makes one model each."""
+    heal: Heal = Heal()
+
+
+class Distill(Part):
+    """A smaller student that learns the derived model's distributions on the training rows."""
+
+    start: Literal["depth", "new"] = "depth"
+    """What the student starts from: evenly chosen layers of the derived model, or new weights."""
+    architecture: dict[str, Any] = {}
+    """Keys of the derived model's configuration that the student has otherwise (`{num_hidden_layers: 12}`)."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Of both distributions (Hinton et al. 2015, arXiv:1503.02531)."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the loss on the labels themselves; the rest is that on the teacher's distributions."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    steps: Count | None = None
+    """Optimizer steps; overrides epochs."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    batch_size: Count = 8
+
+
+class Target(Part):
+    max_loss: Annotated[float, Field(gt=0)]
+    """What a smaller model may lose at most of the deciding metric (absolute). Where the interval of the paired difference does
+    not show that it loses less, the run stops. Quantized types keep the tensors that hurt most in a wider type until it does."""
+
+
 class Compress(Part):
     gguf: list[GgufType] = []
-    """Also ship the model as GGUF in these types, each compared with the uncompressed model. Empty: none."""
+    """Also ship the model as GGUF in these types, each compared with the uncompressed model. Empty: none. `-calibrated`: rounded by
+    how strongly training rows use each input of a tensor (an importance matrix)."""
+    openvino: list[OpenvinoType] = []
+    """The same as OpenVINO's intermediate representation."""
+    onnx: list[OnnxType] = []
+    """The same as ONNX."""
+    prune: Prune | None = None
+    distill: Distill | None = None
+    calibration_rows: Count = 64
+    """Training rows that calibration and sensitivity are measured on (those with the smallest ids)."""
+    target: Target | None = None
     rows: Count | None = None
     """Test rows that each compressed model is asked; null: all that `evaluate` asked."""
 
+    @property
+    def anything(self) -> bool:
+        """Is any smaller form asked for?"""
+        return bool(self.gguf or self.openvino or self.onnx or self.prune or self.distill)
+
     @model_validator(mode="after")
     def _types_differ(self) -> Compress:
-        if len(set(self.gguf)) != len(self.gguf):
-            raise ValueError(f"each type is given once. Received: gguf={self.gguf}")
-        if self.rows is not None and not self.gguf:
-            raise ValueError(f"rows is for compressed models, and gguf names none. Received: rows={self.rows}")
+        for name in ("gguf", "openvino", "onnx"):
+            given = getattr(self, name)
+            if len(set(given)) != len(given):
+                raise ValueError(f"each type is given once. Received: {name}={given}")
+        if self.prune and len(set(self.prune.keep)) != len(self.prune.keep):
+            raise ValueError(f"each share is given once. Received: prune.keep={self.prune.keep}")
+        for name in ("rows", "target"):
+            if getattr(self, name) is not None and not self.anything:
+                raise ValueError(
+                    f"{name} is for compressed models, and none is asked for. Received: {name}={getattr(self, name)}"
+                )
         return self
 
 

@@ -157,11 +157,12 @@ def _train(draft: Draft, parity: dict[str, Any]) -> None:
 
 COMPRESSED = {
     "format": "gguf", "type": "Q8_0", "file": "gguf/tiny-reviews-Q8_0.gguf", "size_of_model": 1000, "bits_per_weight": 8.5,
-    "tensors": {"F32": 1, "Q8_0": 1},
+    "tensors": {"F32": 1, "Q8_0": 1}, "method": {"rounding": "nearest"},
     "parity": {
         "n": 100, "metric": "accuracy", "uncompressed": 0.8, "compressed": 0.79, "difference": -0.01, "low": -0.03,
         "high": 0.01, "confidence": 0.95, "gained": 1, "lost": 2, "flips": 3, "mean_kl": 0.0004, "top1_agreement": 0.99,
         "max_abs_logit_difference": 0.125, "mean_kl_to_base": 0.5,
+        "margin": 0.04, "within_margin": True, "perplexity": None,
     },
 }  # fmt: skip
 
@@ -176,9 +177,10 @@ def _compress(draft: Draft, base: dict[str, Any], license_id: str) -> None:
                gguf_writer.plan_tensor("output_norm.weight", (32,), "Q8_0", False)]  # fmt: skip
     values = {t.name: np.arange(np.prod(t.shape), dtype=np.float32).reshape(t.shape) for t in tensors}
     gguf_writer.write(file, "llama", about, tensors, values.__getitem__)
-    (described,) = describe_files(draft.payload, [COMPRESSED["file"]])
-    draft.write("compression.json", [{**COMPRESSED, "sha256": described["sha256"], "size": described["size"]}])
-    draft.write("ledger.json", [ledger("tensors of Q8_0", "tensors")])
+    files = describe_files(draft.payload, [COMPRESSED["file"]])
+    draft.write("compression.json", [{**COMPRESSED, "files": files, "size": files[0]["size"]}])
+    draft.write("tensors.json", {"gguf Q8_0": [{"name": t.name, "dtype": t.dtype} for t in tensors]})
+    draft.write("ledger.json", [ledger("tensors of gguf Q8_0", "tensors")])
 
 
 def searched(trained: Artifact) -> list[dict[str, Any]]:
@@ -251,7 +253,7 @@ def chain(store: Store, scratch: Path, **other: Any) -> dict[str, Artifact]:
             draft.write("compression.json", [])
             draft.write("ledger.json", [])
 
-    made["compress"] = sealed(store, "compress", {"gguf": ["Q8_0"]}, made, compress)
+    made["compress"] = sealed(store, "compress", {"compress": {"gguf": ["Q8_0"], "target": None}}, made, compress)
     return made
 
 

@@ -22,7 +22,7 @@ from hermitcrab.store import Artifact, Store
 FILES = [
     "README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "claims.jsonl", "comparison.json",
     "config.json", "gguf/tiny-reviews-Q8_0.gguf", "hermitcrab.json", "metrics.json", "ml-bom.cdx.json", "model.safetensors", "model.sig",
-    "signer.pub.pem", "tokenizer.json",
+    "signer.pub.pem", "tensors.json", "tokenizer.json",
 ]  # fmt: skip
 
 

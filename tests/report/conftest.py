@@ -191,10 +191,12 @@ class Sample:
         parity = {
             "n": 400, "metric": "accuracy", "uncompressed": 0.82, "compressed": 0.815, "difference": -0.005, "low": -0.02,
             "high": 0.01, "confidence": 0.95, "gained": 3, "lost": 5, "flips": 8, "mean_kl": 0.0123,
-            "top1_agreement": 0.975, "max_abs_logit_difference": 0.5, "mean_kl_to_base": 0.4,
+            "top1_agreement": 0.975, "max_abs_logit_difference": 0.5, "mean_kl_to_base": 0.4, "margin": 0.01, "within_margin": False,
+            "perplexity": None,
         }  # fmt: skip
         entry = {
-            "format": "gguf", "type": "Q4_0", "file": "gguf/demo-Q4_0.gguf", "sha256": "sha256:" + "5" * 64,
+            "format": "gguf", "type": "Q4_0", "file": "gguf/demo-Q4_0.gguf", "method": {"rounding": "nearest"},
+            "files": [{"path": "gguf/demo-Q4_0.gguf", "sha256": "sha256:" + "5" * 64, "size": 90 << 20}],
             "size": 90 << 20, "size_of_model": 256 << 20, "bits_per_weight": 5.34, "tensors": {"Q4_0": 210}, "parity": parity,
         }  # fmt: skip
         self.seal("compress", {"compression.json": [entry], "ledger.json": []})

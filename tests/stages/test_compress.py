@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import RECIPE, write_project
 
+from hermitcrab import compress
+from hermitcrab.compress.parity import check_distance, check_inputs
 from hermitcrab.digest import digest_file, tree_files
 from hermitcrab.errors import HermitcrabError, UsageError
-from hermitcrab.estimate import BITS
 from hermitcrab.models.formats import gguf_writer
 from hermitcrab.pipeline import Run, find_run, plan, stage_named
 from hermitcrab.recipe import Compress, load, parse
-from hermitcrab.stages.compress import check_base, check_distance, check_inputs, slice_of
+from hermitcrab.stages.compress import slice_of
 from hermitcrab.store import Store, read_json
 
 torch = pytest.importorskip("torch")
@@ -60,14 +61,16 @@ def test_every_type_is_written_loaded_back_and_compared(project: Path) -> None:
     for kind, entry in entries.items():
         file = made["compress"].payload / entry["file"]
         assert entry["file"] == f"gguf/small-{kind}.gguf"
-        assert (entry["sha256"], entry["size"]) == (digest_file(file), file.stat().st_size)
+        assert entry["files"] == [{"path": entry["file"], "sha256": digest_file(file), "size": file.stat().st_size}]
+        assert entry["size"] == file.stat().st_size
+        assert entry["method"] == {"rounding": "nearest"}
         parity = entry["parity"]
         assert (parity["n"], parity["metric"]) == (16, "accuracy")
         assert parity["low"] <= parity["difference"] <= parity["high"]
         assert parity["difference"] == pytest.approx(parity["compressed"] - parity["uncompressed"])
         assert parity["flips"] >= parity["gained"] + parity["lost"]
         assert parity["mean_kl"] < parity["mean_kl_to_base"]
-        answers = pq.read_table(made["compress"].payload / "predictions" / f"{kind}.parquet")
+        answers = pq.read_table(made["compress"].payload / "predictions" / f"gguf-{kind}.parquet")
         assert answers.num_rows == 16
         assert not answers.schema.metadata  # how long it took is a fact
     whole = entries["F32"]["parity"]
@@ -77,15 +80,21 @@ def test_every_type_is_written_loaded_back_and_compared(project: Path) -> None:
     assert entries["F32"]["size"] > entries["Q8_0"]["size"] > entries["Q4_0"]["size"]
     assert entries["Q4_0"]["tensors"] == {"F32": 5, "Q4_0": 15, "Q8_0": 1}
     ledger = {entry["name"]: entry for entry in made["compress"].read("ledger.json")}
-    assert ledger["tensors of Q4_0"]["changed"] == {"output head, in Q8_0": 1, "vector, in F32": 5}
-    assert ledger["tensors of F32"]["changed"] == {}
-    assert set(made["compress"].facts["cpu_seconds_per_answer"]) == set(TYPES)
+    assert ledger["tensors of gguf Q4_0"]["changed"] == {"output head, in Q8_0": 1, "vector, in F32": 5}
+    assert ledger["tensors of gguf F32"]["changed"] == {}
+    facts = made["compress"].facts["compressed"]
+    assert set(facts) == {*(f"gguf {kind}" for kind in TYPES), "uncompressed"}
+    assert all(fact["unit"] == "tokens" and fact["per_second"] > 0 and fact["memory"] > 10e6 for fact in facts.values())
+    tensors = made["compress"].read("tensors.json")["gguf Q4_0"]
+    assert {t["dtype"]: t["bits"] for t in tensors} == {"F32": 32, "Q4_0": 4.5, "Q8_0": 8.5}
 
 
 def test_answers_are_those_of_the_same_rows_under_the_same_prompts(project: Path) -> None:
     """The file in full precision answers as the model did, row by row."""
     _, made = find_run("small", Store(project / ".crab/store"))
-    ours = {r["row_id"]: r for r in pq.read_table(made["compress"].payload / "predictions/F32.parquet").to_pylist()}
+    ours = {
+        r["row_id"]: r for r in pq.read_table(made["compress"].payload / "predictions/gguf-F32.parquet").to_pylist()
+    }
     theirs = pq.read_table(made["evaluate"].payload / "predictions/derived.parquet").to_pylist()
     same = [row for row in theirs if row["row_id"] in ours]
     assert len(same) == 16
@@ -131,26 +140,26 @@ def test_the_package_with_gguf_files_is_a_base_as_before(here: Path) -> None:
 def test_a_killed_compression_continues_and_gives_the_same_digest(
     here: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
 ) -> None:
-    from hermitcrab.stages.compress import Compression
+    from hermitcrab.compress.parity import Parity
 
     first = run()
     before = find_run("small", first.store)[1]["compress"].digest
     forget(first)
     kind, what = stop_at.split()
-    target = {"file": "start_of", "probes": "distance", "answers": "answers"}[what]
-    original = getattr(Compression, target)
+    target = {"file": "check_inputs", "probes": "distance", "answers": "answers"}[what]
+    original = getattr(Parity, target)
 
-    def die(self: Compression, *arguments: Any) -> Any:
+    def die(self: Parity, *arguments: Any) -> Any:
         if kind in str(arguments[0]):
             if what == "answers":
                 original(self, *arguments)  # they were given and kept
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    monkeypatch.setattr(Compression, target, die)
+    monkeypatch.setattr(Parity, target, die)
     with pytest.raises(KeyboardInterrupt):
         run().execute()
-    monkeypatch.setattr(Compression, target, original)
+    monkeypatch.setattr(Parity, target, original)
     (draft,) = (here / ".crab/store/drafts").iterdir()
     kept = {
         name: (draft / "work" / name).stat().st_mtime_ns
@@ -206,7 +215,7 @@ def test_only_what_asks_for_it_makes_it_again(here: Path) -> None:
 
 def test_a_file_that_is_nearer_to_the_base_is_refused() -> None:
     check_distance("Q4_0", {"mean_kl": 0.1, "mean_kl_to_base": 0.2})
-    with pytest.raises(HermitcrabError, match="Q4_0 rounds away what training added"):
+    with pytest.raises(HermitcrabError, match="Q4_0 loses what training added"):
         check_distance("Q4_0", {"mean_kl": 0.2, "mean_kl_to_base": 0.1})
     with pytest.raises(HermitcrabError, match="no numbers"):
         check_distance("Q4_0", {"mean_kl": float("nan"), "mean_kl_to_base": 0.1})
@@ -218,7 +227,7 @@ def test_the_base_in_the_place_of_the_model_is_found_out(here: Path, monkeypatch
     init = to_gguf.Export.__init__
     monkeypatch.setattr(to_gguf.Export, "__init__", lambda self, folder, about: init(self, here / "base", about))
     forget(run())
-    with pytest.raises(HermitcrabError, match="F32 rounds away what training added"):
+    with pytest.raises(HermitcrabError, match="F32 loses what training added"):
         run().execute()
 
 
@@ -228,9 +237,7 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(here: Path, monkeypatch: py
     original = to_gguf.tokenizer_keys
     monkeypatch.setattr(to_gguf, "tokenizer_keys", lambda *a: {**original(*a), "tokenizer.ggml.pre": "mpt"})
     forget(run())
-    with pytest.raises(
-        HermitcrabError, match=r"small-F32\.gguf: its tokenizer is not that of the model: \d+ of \d+ texts"
-    ):
+    with pytest.raises(HermitcrabError, match=r"gguf F32: it does not read what the model reads: \d+ of \d+ inputs"):
         run().execute()
 
 
@@ -252,7 +259,7 @@ def test_inputs_are_compared_name_by_name() -> None:
             return self.found
 
     check_inputs(Given(a=[1], b=[2]), Given(a=[1], b=[2]), None, "x.gguf")  # type: ignore[arg-type]
-    with pytest.raises(HermitcrabError, match=r"1 of 2 texts become other ids, as b \(\[3\], expected \[2\]\)"):
+    with pytest.raises(HermitcrabError, match=r"1 of 2 inputs become something else, as b \(\[3\], expected \[2\]\)"):
         check_inputs(Given(a=[1], b=[3]), Given(a=[1], b=[2]), None, "x.gguf")  # type: ignore[arg-type]
 
 
@@ -270,11 +277,11 @@ def test_an_architecture_that_cannot_be_written_is_told_before_training(here: Pa
 def test_a_base_is_checked_from_its_files_alone(here: Path) -> None:
     base = find_run("small", Store(".crab/store"))[1]["collect"].read("base.json")
     asked = run().recipe.compress
-    check_base(asked, base, here / "base")
+    compress.check(asked, base, here / "base")
     scratch = {**base, "kind": "scratch", "configuration": {"model_type": "bloom"}}
     with pytest.raises(HermitcrabError, match="'bloom' are not written"):
-        check_base(asked, scratch, here / "base")
-    check_base(run("compress.gguf=[]", "compress.rows=null").recipe.compress, scratch, here / "base")
+        compress.check(asked, scratch, here / "base")
+    compress.check(run("compress.gguf=[]", "compress.rows=null").recipe.compress, scratch, here / "base")
 
 
 def test_the_slice_takes_what_the_files_depend_on() -> None:
@@ -287,7 +294,11 @@ def test_the_slice_takes_what_the_files_depend_on() -> None:
 
 @pytest.mark.parametrize(
     ("part", "says"),
-    [("{gguf: [Q6_K]}", "Q8_0"), ("{gguf: [Q8_0, Q8_0]}", "each type is given once"), ("{rows: 5}", "gguf names none")],
+    [
+        ("{gguf: [Q9_K]}", "Q8_0"),
+        ("{gguf: [Q8_0, Q8_0]}", "each type is given once"),
+        ("{rows: 5}", "none is asked for"),
+    ],
 )
 def test_a_part_that_cannot_be_meant_is_refused(part: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
@@ -295,5 +306,6 @@ def test_a_part_that_cannot_be_meant_is_refused(part: str, says: str) -> None:
 
 
 def test_the_recipe_knows_the_types_that_can_be_written() -> None:
-    assert Compress(gguf=list(gguf_writer.TYPES)).gguf == list(gguf_writer.TYPES)
-    assert set(gguf_writer.FILE_TYPES) == set(gguf_writer.TYPES) == set(BITS)
+    kinds = [*gguf_writer.TYPES, *gguf_writer.NATIVE]
+    assert Compress(gguf=kinds).gguf == kinds
+    assert set(gguf_writer.FILE_TYPES) == set(kinds) == set(gguf_writer.BITS)

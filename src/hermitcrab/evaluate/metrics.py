@@ -40,6 +40,12 @@ PROPORTIONS = {"accuracy": 1, "exact_match": 2, "unparsed": 3}  # the sum that i
 FIXED = 7
 
 
+def within(metric: str, low: float | None, high: float | None, margin: float) -> bool:
+    """Does the interval of (compressed - uncompressed) lie on the right side of the margin? An unknown one does not."""
+    worst = None if low is None or high is None else high if metric in LOWER_IS_BETTER else -low
+    return worst is not None and worst <= margin
+
+
 def available(names: Sequence[str], answers: Answers, labels: Sequence[str]) -> list[str]:
     """Those of `names` that these answers can give, in the same order."""
     has = {

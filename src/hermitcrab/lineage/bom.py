@@ -31,7 +31,10 @@ def bill_of_materials(
         "bom-ref": "model",
         "name": record["name"],
         "licenses": [{"expression": record["license"]}],
-        "components": [*(_file(file) for file in files), *(_compressed(entry) for entry in record["compressed"])],
+        "components": [
+            *(_file(file) for file in files),
+            *(c for entry in record["compressed"] for c in _compressed(entry)),
+        ],
         "pedigree": _pedigree(record["base"]),
         "modelCard": {
             "modelParameters": {
@@ -67,19 +70,21 @@ def _file(file: dict[str, Any]) -> dict[str, Any]:
     return {"type": "file", "name": file["path"], "hashes": [_hash(file["sha256"])]}
 
 
-def _compressed(entry: dict[str, Any]) -> dict[str, Any]:
-    """A file of the model in another format, with its size and how near it is to the model."""
+def _compressed(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The files of the model in another form; the one to open says its size and how near it is to the model."""
     parity = entry["parity"]
     told = {
         "type": entry["type"],
         "size": entry["size"],
         "bits_per_weight": entry["bits_per_weight"],
         f"{parity['metric']}_difference": parity["difference"],
+        "within_margin": parity["within_margin"],
         "mean_kl": parity["mean_kl"],
         "top1_agreement": parity["top1_agreement"],
     }
     properties = [{"name": f"hermitcrab:{name}", "value": str(value)} for name, value in told.items()]
-    return {**_file({"path": entry["file"], "sha256": entry["sha256"]}), "properties": properties}
+    first, *others = entry["files"]
+    return [{**_file(first), "properties": properties}, *map(_file, others)]
 
 
 def _hash(digest: str) -> dict[str, str]:

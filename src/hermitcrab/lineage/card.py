@@ -211,23 +211,18 @@ def _compressed(entries: Sequence[dict[str, Any]]) -> str:
             f"`{entry['file']}`", f"{entry['size'] / 1e6:,.1f} MB", f"{entry['bits_per_weight']:.2f}",
             f"{_number(parity['compressed'])} − {_number(parity['uncompressed'])} = {_number(parity['difference'])} "
             f"({_interval(parity['low'], parity['high'])})",
+            f"{'within' if parity['within_margin'] else 'not shown to be within'} {parity['margin']:g}",
             "–" if parity["flips"] is None else f"{parity['flips']:,} (+{parity['gained']:,} / −{parity['lost']:,})",
-            _number(parity["mean_kl"]), f"{parity['top1_agreement']:.1%}",
+            _number(parity["mean_kl"]), f"{parity['top1_agreement']:.1%}", _number(parity["max_abs_logit_difference"]),
         ))  # fmt: skip
     first = entries[0]
-    head = (
-        "file",
-        "size",
-        "bits a weight",
-        first["parity"]["metric"],
-        "answers changed",
-        "mean KL (nats)",
-        "same likeliest token",
-    )
+    head = ("file", "size", "bits a weight", first["parity"]["metric"], "margin", "answers changed", "mean KL (nats)",
+            "same likeliest answer", "largest logit difference")  # fmt: skip
     return (
-        f"The model is {first['size_of_model'] / 1e6:,.1f} MB. Each file was loaded back and asked {first['parity']['n']:,} of the "
+        f"The model is {first['size_of_model'] / 1e6:,.1f} MB. Each form was loaded back and asked {first['parity']['n']:,} of the "
         f"same rows with the same prompts: compressed − uncompressed, with the {first['parity']['confidence']:.0%} interval of the "
-        "difference. KL and likeliest token are on fixed probes, in float32. How another engine computes is not in these figures.\n\n"
+        "difference; the margin is how much may be lost, and the whole interval has to lie within it. KL, likeliest answer and "
+        "logits are on fixed probes, in float32. Types and bits of every tensor are in `tensors.json`.\n\n"
         + _table(head, rows)
     )
 

@@ -11,21 +11,21 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from hermitcrab.compress import FOLDERS, FORMS, TENSORS, load_form
 from hermitcrab.digest import digest_json, short
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.lineage import bom, bundle, card
 from hermitcrab.lineage.licenses import USES, check, refuse, result_license
 from hermitcrab.lineage.sign import CLAIMS, SIGNER
 from hermitcrab.lineage.statements import EVALUATED, dependencies_of, files_of, stage_of
-from hermitcrab.models.formats import gguf
 
 if TYPE_CHECKING:
     from hermitcrab.lineage.verify import Folder, Verification
 
 RECORD, CARD, BILL = "hermitcrab.json", "README.md", "ml-bom.cdx.json"
-COMPRESSED = "gguf/"
 MODEL = ("model/", "adapter/")
 SIGNED = {CLAIMS, SIGNER, bundle.NAME}
+WORDS = {"license": "license", "base_digest": "digest of the base", "base_name": "base", "base_uri": "uri of the base"}
 Claims = dict[str, dict[str, Any]]
 INPUTS: dict[str, tuple[str, ...]] = {
     "collect": (),
@@ -150,11 +150,11 @@ def _weights(result: Verification, here: Folder, claims: Claims, record: dict[st
         if file["path"] in EVALUATED:
             made[file["path"]] = file["sha256"]
     for file in files_of(claims["compress"]):
-        if file["path"].startswith(COMPRESSED):
+        if file["path"].startswith(FOLDERS) or file["path"] == TENSORS:
             made[file["path"]] = file["sha256"]
     for name in sorted(made):
         if package.get(name) != made[name]:
-            was = "compressed" if name.startswith(COMPRESSED) else "trained or evaluated"
+            was = "compressed" if name.startswith(FOLDERS) else "trained or evaluated"
             said = f"{name}: not the file that was {was}"
             result.fail("weights", name, said, name in package and here.sound(name))
     for name in sorted(package.keys() - made.keys() - {RECORD, CARD, BILL}):
@@ -212,15 +212,22 @@ def _compressed(record: dict[str, Any], claims: Claims) -> None:
     """Every compressed file has figures, and they are those that the compress stage found."""
     if not claims:
         return
+    from hermitcrab.evaluate.metrics import within  # scipy, only where something was measured
+
     told = claims["compress"]["predicate"]["runDetails"]["byproducts"]
     (found,) = [entry["annotations"]["value"] for entry in told if entry["name"] == "compression.json"]
     if record["compressed"] != found:
         raise HermitcrabError("the recorded compressed models are not those that the compress stage compared")
-    files = {
-        file["path"]: file["sha256"] for file in files_of(claims["compress"]) if file["path"].startswith(COMPRESSED)
-    }
-    if files != {entry["file"]: entry["sha256"] for entry in found}:
+    files = {file["path"]: file["sha256"] for file in files_of(claims["compress"]) if file["path"].startswith(FOLDERS)}
+    if files != {file["path"]: file["sha256"] for entry in found for file in entry["files"]}:
         raise HermitcrabError("the compress stage left other files than those that it gives figures of")
+    asked = claims["compress"]["predicate"]["buildDefinition"]["externalParameters"]["compress"]
+    for entry in found:
+        parity = entry["parity"]
+        if parity["within_margin"] != within(parity["metric"], parity["low"], parity["high"], parity["margin"]):
+            raise HermitcrabError(f"{entry['file']}: its interval does not say what the record says of its margin")
+        if asked.get("target") and not (parity["within_margin"] and parity["margin"] == asked["target"]["max_loss"]):
+            raise HermitcrabError(f"{entry['file']}: not shown to lose as little as compress.target asks for")
 
 
 def _rendered(result: Verification, here: Folder, record: dict[str, Any], claims: Claims) -> None:
@@ -350,21 +357,19 @@ def _agreement(result: Verification, here: Folder, record: dict[str, Any], made_
         for name in wanted_bill:
             if said_bill[name] != wanted_bill[name]:
                 contradict(BILL, name, str(said_bill[name]), wanted_bill[name])
-    for file in sorted(name for name in here.files if name.startswith(COMPRESSED)):
+    forms: dict[str, str] = {}
+    with result.checking("agreement", RECORD, "every smaller form lies in the folder of its format"):
+        forms = {entry["file"]: entry["format"] for entry in record["compressed"]}
+        for file, form in forms.items():
+            if form not in FORMS or not file.startswith(f"{form}/") or file not in here.files:
+                raise HermitcrabError(f"names {card.plain(file, 120)} as {card.plain(form, 40)}, which is not here")
+    for file, form in sorted(forms.items()):
         with result.checking("agreement", file, f"{file} names the same base and license"):
-            metadata = gguf.read_file(here.path / file).metadata
+            said = load_form(form).said(here.path / file)
             base = truth["base"]
-            true = {"license": truth["license"], "digest of the base": base["digest"]}
-            said = {
-                "license": metadata.get("general.license"),
-                "digest of the base": metadata.get("hermitcrab.base.digest"),
-            }
+            true = {"license": truth["license"], "base_digest": base["digest"]}
             if base["kind"] != "scratch":
-                true |= {"base": base["name"], "uri of the base": base["uri"]}
-                said |= {
-                    "base": metadata.get("general.base_model.0.name"),
-                    "uri of the base": metadata.get("hermitcrab.base.uri"),
-                }
+                true |= {"base_name": base["name"], "base_uri": base["uri"]}
             for name in true:
-                if said[name] != true[name]:
-                    contradict(file, name, said[name], true[name])
+                if said.get(name) != true[name]:
+                    contradict(file, WORDS[name], said.get(name), true[name])

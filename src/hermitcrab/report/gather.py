@@ -64,7 +64,7 @@ def gather(run: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[st
             "added": _added(run["recipe"], artifacts["prepare"], trained) if trained else None,
             "plan": facts["train"].get("plan") if trained else None,
             "value": _value(run["recipe"], artifacts) if "evaluate" in artifacts else None,
-            "compressed": artifacts["compress"].read("compression.json") if "compress" in artifacts else [],
+            "compressed": _compressed(artifacts["compress"]) if "compress" in artifacts else [],
             "ledger": _ledger(artifacts),
             "curve": _curve(trained) if trained else None,
             "profile": profile(trained) if trained else None,
@@ -95,6 +95,15 @@ def _added(recipe: Mapping[str, Any], prepared: Artifact, trained: Artifact) -> 
         },
         "parity": _optional(trained, "parity.json"),
     }
+
+
+def _compressed(artifact: Artifact) -> list[dict[str, Any]]:
+    """Every smaller form with its speed, which is a fact."""
+    facts = artifact.facts.get("compressed", {})
+    return [
+        {**entry, "speed": facts.get(f"{entry['format']} {entry['type']}")}
+        for entry in artifact.read("compression.json")
+    ]
 
 
 def _optional(artifact: Artifact, name: str) -> Any:

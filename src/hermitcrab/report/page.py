@@ -183,17 +183,21 @@ def parity_told(parity: Mapping[str, Any]) -> str:
 
 
 def compressed_row(entry: Mapping[str, Any]) -> list[str]:
-    """A compressed file beside the model that it was made from."""
-    parity = entry["parity"]
+    """A smaller form beside the model that it was made from."""
+    parity, speed = entry["parity"], entry.get("speed")
     limits = words.signed_interval(parity["low"], parity["high"])
     return [
         f"{entry['format']}\N{NO-BREAK SPACE}{entry['type']}",
         f"{words.size(entry['size'])} of {words.size(entry['size_of_model'])}",
         f"{entry['bits_per_weight']:.2f}",
         f"{parity['metric']} {words.signed(parity['difference'])} ({limits})",
+        words.margin(parity),
         words.turned(parity).replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}"),
         words.number(parity.get("mean_kl")),
         words.percent(parity.get("top1_agreement")),
+        words.number(parity.get("max_abs_logit_difference")),
+        words.pace(speed),
+        words.size(speed["memory"]) if speed else words.DASH,
     ]
 
 

@@ -92,18 +92,19 @@ def render_trials(trials: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _compressed(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Every compressed file: size, and its distance from the model that it was made from."""
+    """Every smaller form: size, its distance from the model that it was made from, and its speed where that was measured."""
     rows = []
     for entry in entries:
         parity = entry["parity"]
         limits = words.signed_interval(parity["low"], parity["high"])
         rows.append([
             f"{entry['format']} {entry['type']}", words.size(entry["size"]), f"{words.signed(parity['difference'])}  ({limits})",
-            words.turned(parity), words.number(parity.get("mean_kl")), words.percent(parity.get("top1_agreement")),
+            words.margin(parity), words.turned(parity), words.number(parity.get("mean_kl")),
+            words.percent(parity.get("top1_agreement")), words.pace(entry.get("speed")),
         ])  # fmt: skip
     name = entries[0]["parity"]["metric"]
-    return _table(["compressed", "size", f"{name}, minus uncompressed", "answers changed", "mean KL", "same token"],
-                  rows, right=(1, 4, 5))  # fmt: skip
+    return _table(["compressed", "size", f"{name}, minus uncompressed", "margin", "answers changed", "mean KL", "same token", "speed"],
+                  rows, right=(1, 5, 6, 7))  # fmt: skip
 
 
 def _classes(found: Mapping[str, Any] | None) -> list[str]:

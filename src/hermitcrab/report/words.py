@@ -92,6 +92,16 @@ def turned(parity: Mapping[str, Any]) -> str:
     return f"{parity['flips']:,} of {parity['n']:,} (+{parity['gained']:,} / −{parity['lost']:,})"
 
 
+def margin(parity: Mapping[str, Any]) -> str:
+    """Is the loss shown to be within what was stated?"""
+    return f"{'within' if parity['within_margin'] else 'not shown within'} {parity['margin']:g}"
+
+
+def pace(speed: Mapping[str, Any] | None) -> str:
+    """`41 tokens/s`, of a CPU-second."""
+    return DASH if not speed else f"{speed['per_cpu_second']:,.3g} {speed['unit']}/s"
+
+
 def fate(trial: Mapping[str, Any]) -> str:
     """What became of a trial of a search."""
     return "chosen" if trial["chosen"] else "diverged" if trial["failed"] else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hermitcrab import digest
+from hermitcrab.compress import FOLDERS, TENSORS
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.lineage.statements import EVALUATED
 from hermitcrab.progress import Progress, progress
@@ -104,7 +105,8 @@ def record_of(job: Job, loaded: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def copy_files(source: Artifact, target: Path, only: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
-    """Copy `model/*` to the top, `adapter/*` and `gguf/*` as they are (or `only` these); every byte is checked on the way.
+    """Copy `model/*` to the top, `adapter/*` and the folders of smaller forms as they are (or `only` these); every byte is checked
+    on the way.
 
     Returns:
         `{path, sha256, size}` of the files that make up the model, by path.
@@ -114,7 +116,7 @@ def copy_files(source: Artifact, target: Path, only: tuple[str, ...] | None = No
         path = file["path"]
         if only is not None:
             wanted += [(file, path)] if path in only else []
-        elif path.startswith(("model/", "adapter/", "gguf/")):
+        elif path.startswith(("model/", "adapter/", *FOLDERS)) or path == TENSORS:
             wanted.append((file, path.removeprefix("model/")))
     if clash := sorted({name for _, name in wanted if only is None and name in SIGNED + WRITTEN}):
         raise HermitcrabError(f"package: the model brings a file called {clash[0]}, which the package writes itself")
@@ -149,7 +151,14 @@ def _copy(old: Path, new: Path, bar: Progress) -> str:
 STAGE = Stage(
     "package",
     inputs=("collect", "prepare", "tune", "train", "evaluate", "compress"),
-    code=("stages/package.py", "lineage/statements.py", "lineage/card.py", "lineage/bom.py", "lineage/licenses.py"),
+    code=(
+        "stages/package.py",
+        "compress/__init__.py",
+        "lineage/statements.py",
+        "lineage/card.py",
+        "lineage/bom.py",
+        "lineage/licenses.py",
+    ),
     slice=slice_of,
     run=run,
 )

@@ -248,6 +248,10 @@ class Task(Protocol):
         """Logits (float32) of every decision that the probes ask for: [N, V]."""
         ...
 
+    def pace(self, model: torch.nn.Module) -> tuple[int, str]:
+        """A fixed piece of work, as a user would ask for it one at a time: how many units it came to, and of what (`tokens`)."""
+        ...
+
     def inputs(self, rows: pa.Table) -> dict[str, Any]:
         """What a model is given for these rows, and for a few awkward inputs of our own, each with a name: the same model in
         another format must be given the same."""
@@ -311,7 +315,7 @@ def check_recipe(recipe: Recipe) -> None:
     for name in recipe.evaluate.baselines:
         if name not in task.baselines:
             raise UsageError(f"evaluate.baselines: {task.name} has no `{name}`{did_you_mean(name, task.baselines)}")
-    for key in recipe.compress.model_fields_set & {"gguf"}:
+    for key in ("gguf", "openvino", "onnx", "prune", "distill"):
         if getattr(recipe.compress, key) and key not in task.compresses:
             able = ", ".join(task.compresses) or "nothing so far"
             raise UsageError(f"compress.{key}: {task.name} can be compressed to: {able}")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PROBES = 64
+PACE = 4  # times that they are answered one by one to see how fast a model is
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +313,13 @@ class ImageClassification:
         pixels_NCHW = torch.from_numpy(np.ascontiguousarray(pixels_NHWC.transpose(0, 3, 1, 2)))
         with torch.inference_mode():
             return model(self.scaled(pixels_NCHW).to(device)).logits.float().cpu()
+
+    def pace(self, model: nn.Module) -> tuple[int, str]:
+        """The probes, one after the other, a few times over."""
+        probes = self.probes()
+        for probe in probes * PACE:
+            self.probe_logits(model, [probe])
+        return len(probes) * PACE, "images"
 
     def inputs(self, rows: pa.Table) -> dict[str, Any]:
         return {f"row {row}": text for row, text in zip(rows["row_id"].to_pylist(), self.texts(rows), strict=True)}

@@ -41,6 +41,7 @@ TYPICAL = {
     "intermediate_size": 2048,
     "vocab_size": 32000,
 }
+PACE = 48  # tokens that are generated to see how fast a model is
 TOKEN_BYTES = 4.0  # of text, for English; fewer for Chinese, so times for it are lower bounds
 
 # What a merge or a compression is compared on: sentences of our own, so that no row of anybody's data enters a package.
@@ -381,6 +382,18 @@ class TextGeneration:
             return torch.cat([
                 model(input_ids=torch.tensor([p], device=device), use_cache=False).logits[0].float().cpu() for p in probes
             ])  # fmt: skip
+
+    def pace(self, model: Any) -> tuple[int, str]:
+        """Tokens that follow the first probe, one sequence, always so many."""
+        import torch
+
+        prompt = torch.tensor([self.probes()[0]], device=next(model.parameters()).device)
+        with torch.inference_mode(), quiet():
+            made = model.generate(
+                input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, num_beams=1,
+                min_new_tokens=PACE, max_new_tokens=PACE, pad_token_id=self.encoder.pad,
+            )  # fmt: skip
+        return made.shape[1] - prompt.shape[1], "tokens"
 
     def inputs(self, rows: pa.Table) -> dict[str, Any]:
         """Ids of every text of the rows and of the awkward ones, the tokens that begin and end, the template."""

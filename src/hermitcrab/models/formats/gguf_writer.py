@@ -19,10 +19,43 @@ import numpy as np
 
 from hermitcrab.errors import HermitcrabError
 
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # that `gguf.quants` packs
+NATIVE = ("Q6_K", "Q5_K", "Q4_K", "IQ4_NL", "Q3_K", "Q2_K")  # that llama.cpp's own quantizer packs
+CALIBRATED = "-calibrated"  # ending of a type whose rounding is weighed by an importance matrix
 HEAD_TYPE = "Q8_0"
 LARGEST_F16 = 65504.0
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}  # llama.cpp's
+FILE_TYPES = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K": 12,
+    "Q4_K": 15,
+    "Q5_K": 17,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "BF16": 32,
+}  # llama.cpp's (`llama_ftype`, the medium mix where there are several)
+BITS = {
+    "F32": 32.0,
+    "F16": 16.0,
+    "BF16": 16.0,
+    "Q8_0": 8.5,
+    "Q6_K": 6.5625,
+    "Q5_1": 6.0,
+    "Q5_0": 5.5,
+    "Q5_K": 5.5,
+    "Q4_1": 5.0,
+    "Q4_0": 4.5,
+    "Q4_K": 4.5,
+    "IQ4_NL": 4.5,
+    "Q3_K": 3.4375,
+    "Q2_K": 2.625,
+}  # of a weight, scales included
 QUANTIZATION_VERSION = 2
 
 
