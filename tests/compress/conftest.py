@@ -65,7 +65,9 @@ def trained(folder: Path, task: str, base: dict[str, Any], path: Path, part: Tra
 def text(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A llama of six layers that has learnt which weather is good."""
     folder = tmp_path_factory.mktemp("text")
-    path = write_model(folder / "base", num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=3, head_dim=8)
+    path = write_model(
+        folder / "base", num_hidden_layers=6, hidden_size=48, num_attention_heads=6, num_key_value_heads=3, head_dim=8
+    )
     base = describe(path, resolve(str(path), None, Store(folder / "store")), Base(path=str(path)))
     part = Train(
         method="full", steps=40, sequence_length=64, batch_size=8, learning_rate=3e-3, precision="float32", attention="sdpa",

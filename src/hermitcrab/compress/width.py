@@ -81,6 +81,15 @@ def cut(model: Any, found: dict[str, list[Bundle]], kept: dict[str, list[torch.T
             config.hidden_sizes = counts
         else:
             config.intermediate_size = counts[0]
+    try:
+        type(config).from_dict(
+            config.to_dict()
+        )  # its own rules, as that the width of the stream is a multiple of the heads
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise HermitcrabError(
+            f"compress.prune: transformers allows no {config.model_type} of this shape; choose another share. It says: {why}"
+        ) from error
 
 
 def silence(found: dict[str, list[Bundle]], kept: dict[str, list[torch.Tensor]]) -> None:
