@@ -213,3 +213,14 @@ def test_a_teacher_helps_layers_that_were_cut_out_of_it(text: Any, tmp_path: Pat
         _, made = load(text.task, learning.start_of(text, tmp_path / name), text.train, "float32")
         found.append(compare(wanted, task.probe_logits(made, task.probes()))["mean_kl"])
     assert found[0] < found[1]
+
+
+def test_a_student_with_new_weights_leaves_no_trace_of_its_teacher(text: Any, tmp_path: Path) -> None:
+    import hermitcrab
+
+    source = asked(text, architecture={"num_hidden_layers": 5}, steps=30)
+    source.init_seed = 11
+    made = Distill(source).make("student", tmp_path)
+    (result,) = hermitcrab.trace(tmp_path / "student", text.model).results
+    assert result.verdict in ("no-evidence", "cannot-tell")
+    assert made.told["teacher"]["digest"] == Distill.said(tmp_path / made.files[0])["teacher"]

@@ -448,3 +448,30 @@ def test_a_shape_that_transformers_does_not_allow_is_told(text: Any, tmp_path: P
 def test_what_cannot_be_meant_is_refused_in_the_recipe(part: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Compress.model_validate({"prune": part})
+
+
+# What trace says of it
+
+
+@pytest.mark.parametrize(
+    ("prune", "word"),
+    [
+        ({"method": "magnitude", "keep": 0.5}, "pruned"),
+        ({"method": "width", "keep": 0.5}, "narrowed"),
+        ({"method": "depth", "keep": 0.67}, "layers dropped"),
+        (
+            {"method": "depth", "keep": 0.67, "heal": {"steps": 20, "learning_rate": 1e-3, "batch_size": 8}},
+            "layers dropped",
+        ),
+    ],
+    ids=["magnitude", "width", "depth", "depth, healed"],
+)
+def test_trace_finds_the_parent_and_the_right_word(text: Any, tmp_path: Path, prune: dict[str, Any], word: str) -> None:
+    import hermitcrab
+
+    _, found = made(text, tmp_path, **prune)
+    (kind,) = found
+    (result,) = hermitcrab.trace(tmp_path / kind / kind, text.model).results
+    assert result.verdict == "related"
+    assert word in result.relations
+    assert result.direction == "suspect from base"
