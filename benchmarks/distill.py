@@ -17,9 +17,10 @@ from typing import Any
 STUDENT = [32, 16]
 CASES: dict[str, dict[str, Any]] = {
     "alone": {"temperature": None},
+    "T 1, alpha 0": {"temperature": 1.0, "alpha": 0.0},
+    "T 1, alpha .5": {"temperature": 1.0, "alpha": 0.5},
     "T 2, alpha .5": {"temperature": 2.0, "alpha": 0.5},
     "T 4, alpha .1": {"temperature": 4.0, "alpha": 0.1},
-    "T 4, alpha 0": {"temperature": 4.0, "alpha": 0.0},
 }
 
 
@@ -38,11 +39,11 @@ def main() -> None:
     for seed in range(given.seeds):
         tables = {name: student(given, source, reference, name, seed) for name in CASES}
         tables["cut, healed alone"] = cut(given, source, reference, seed, None)
-        tables["cut, healed with T 4"] = cut(given, source, reference, seed, 4.0)
+        tables["cut, healed with T 1"] = cut(given, source, reference, seed, 1.0)
         for name, table in tables.items():
-            if name != "alone":
-                found.append({"seed": seed, "name": name, **paired(source, name, table, tables["alone"])})
-                print(json.dumps(found[-1]), flush=True)
+            pair = paired(source, name, table, tables["alone"]) if name != "alone" else {}
+            found.append({"seed": seed, "name": name, **pair, "agrees": agreement(table, reference.answers)})
+            print(json.dumps(found[-1]), flush=True)
     summary(found)
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
@@ -78,7 +79,7 @@ def seeded(source: Any, seed: int) -> Any:
 
 
 def lessons(given: argparse.Namespace, **more: Any) -> Any:
-    from hermitcrab.compress.learning import Lessons
+    from hermitcrab.compress.lessons import Lessons
 
     return Lessons(None, 1e-3, 64, given.epochs, **more)
 
@@ -136,6 +137,13 @@ def paired(source: Any, name: str, table: Any, alone: Any) -> dict[str, Any]:
     return {key: pair[key] for key in ("a_value", "b_value", "difference", "low", "high", "gained", "lost")}
 
 
+def agreement(table: Any, teacher: Any) -> float:
+    """Share of test rows on which a student says what its teacher says."""
+    said = dict(zip(teacher["row_id"].to_pylist(), teacher["prediction"].to_pylist(), strict=True))
+    pairs = zip(table["row_id"].to_pylist(), table["prediction"].to_pylist(), strict=True)
+    return sum(said[row] == answer for row, answer in pairs) / table.num_rows
+
+
 def summary(found: list[dict[str, Any]]) -> None:
     """Means over seeds, with the interval of the mean of paired differences (t, seeds alone)."""
     import numpy as np
@@ -143,13 +151,17 @@ def summary(found: list[dict[str, Any]]) -> None:
 
     for name in dict.fromkeys(entry["name"] for entry in found):
         rows = [entry for entry in found if entry["name"] == name]
+        agrees = np.mean([entry["agrees"] for entry in rows])
+        if name == "alone":
+            print(f"| alone | | | agrees with the teacher on {agrees:.4f} |")
+            continue
         d = np.array([entry["difference"] for entry in rows])
         half = float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5) if len(d) > 1 else float("nan")
         better = sum(entry["low"] > 0 for entry in rows)
         worse = sum(entry["high"] < 0 for entry in rows)
         print(
             f"| {name} | {np.mean([e['a_value'] for e in rows]):.4f} | {np.mean([e['b_value'] for e in rows]):.4f} | "
-            f"{d.mean():+.4f} ({d.mean() - half:+.4f} to {d.mean() + half:+.4f}) | {better} / {worse} of {len(rows)} |"
+            f"{d.mean():+.4f} ({d.mean() - half:+.4f} to {d.mean() + half:+.4f}) | {better} / {worse} of {len(rows)} | {agrees:.4f} |"
         )
 
 

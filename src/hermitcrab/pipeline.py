@@ -25,7 +25,7 @@ from hermitcrab.lineage.licenses import check, refuse, result_license
 from hermitcrab.progress import progress, say, warn
 from hermitcrab.recipe import Recipe
 from hermitcrab.references import Resolved, fetch, resolve
-from hermitcrab.stages import Job, Stage
+from hermitcrab.stages import Job, Stage, place_of
 from hermitcrab.stages.collect import files_of
 from hermitcrab.stages.evaluate import check_rows
 from hermitcrab.stages.tune import chosen, trial_recipe
@@ -249,10 +249,9 @@ class Run:
         ]  # fmt: skip
         if not missing:
             return
-        base = self.recipe.base
-        place = self.resolved[base.tokenizer if base.path == "scratch" and base.tokenizer else base.path]
         if self.recipe.compress.anything:
-            compress.check(self.recipe.compress, self.artifacts["collect"].read("base.json"), fetch(place, self.store))
+            place = place_of(self.recipe.base, self.places())
+            compress.check(self.recipe.compress, self.artifacts["collect"].read("base.json"), place)
         for run in [self, *missing] if self.recipe.tune else missing:
             if problem := shortage(estimate(run.recipe, run.artifacts, run.resolved), self.store.root):
                 raise HermitcrabError(problem)

@@ -310,6 +310,8 @@ class Prune(Part):
     """Share that stays: of weights, of neurons or heads, or of layers. A list makes one model each."""
     over: Literal["tensor", "model"] = "tensor"
     """Of `magnitude`: the share in every matrix, or over all of them together."""
+    by: Literal["weights", "activations"] = "weights"
+    """Of `magnitude`: how large a weight is, or that times what calibration rows give to its input (Wanda, arXiv:2306.11695)."""
     pattern: Literal["any", "2:4"] = "any"
     """Of `magnitude`: `2:4` keeps two of each four neighbors, the form that sparse tensor cores read; `keep` is .5 then."""
     parts: Annotated[list[Literal["neurons", "heads"]], Field(min_length=1)] = ["neurons"]
@@ -323,7 +325,7 @@ class Prune(Part):
             for key, f in type(self).model_fields.items()
             if getattr(self, key) != f.get_default(call_default_factory=True)
         }
-        for key, method in (("over", "magnitude"), ("pattern", "magnitude"), ("parts", "width")):
+        for key, method in (("over", "magnitude"), ("by", "magnitude"), ("pattern", "magnitude"), ("parts", "width")):
             if key in given and self.method != method:
                 raise ValueError(f"{key} is for method: {method}. Received: method={self.method}")
         if self.pattern == "2:4" and given & {"keep", "over"}:

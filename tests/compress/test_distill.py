@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from hermitcrab.compress import depth, learning, teaching
 from hermitcrab.compress.distill import Distill, smaller
+from hermitcrab.compress.lessons import Lessons
 from hermitcrab.compress.teaching import Taught
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.errors import HermitcrabError
@@ -208,7 +209,7 @@ def test_a_teacher_helps_layers_that_were_cut_out_of_it(text: Any, tmp_path: Pat
     learning.saved(task, model, tmp_path / "cut")
     start, found = learning.start_of(text, tmp_path / "cut"), []
     for name, temperature in (("taught", 2.0), ("alone", None)):
-        lessons = learning.Lessons(30, 2e-3, 8, temperature=temperature, alpha=0.0)
+        lessons = Lessons(30, 2e-3, 8, temperature=temperature, alpha=0.0)
         learning.learn(text, start, lessons, tmp_path / f"{name}-work", tmp_path / name, "here")
         _, made = load(text.task, learning.start_of(text, tmp_path / name), text.train, "float32")
         found.append(compare(wanted, task.probe_logits(made, task.probes()))["mean_kl"])

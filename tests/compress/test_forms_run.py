@@ -114,6 +114,7 @@ def test_depth_of_a_language_model_through_a_run(tmp_path: Path, capsys: Any) ->
         assert entry["file"] == "prune/depth-0.5/model.safetensors"
         assert entry["method"]["layers"] == {"kept": 1, "of": 2}
         assert entry["method"]["healed"]["steps"] == 12
+        capsys.readouterr()
         status, out, _ = crab("trace", str(package / "prune/depth-0.5"), str(package), "--json", capsys=capsys)
     assert status == 0
     assert json.loads(out)["results"][0]["base"].endswith("package")

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from tiny import write_model
 
 from hermitcrab.compress import anatomy, depth, learning, magnitude, width
+from hermitcrab.compress.lessons import Lessons
 from hermitcrab.compress.prune import Prune
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.errors import HermitcrabError
@@ -213,6 +214,31 @@ def test_two_of_four(image: Any) -> None:
     assert bool(((fours != 0).sum(1) == 2).all())
 
 
+def test_by_activations_the_input_that_rows_use_least_goes_first(image: Any) -> None:
+    task, model = opened(image)
+    examples, _ = task.examples(image.calibration, Ledger("rows"))
+    pixels = task.batch(examples, np.arange(len(examples))).pixels_BCHW.flatten(1)
+    norms = magnitude.input_norms(task, model, image.calibration)
+    assert torch.allclose(norms["layers.0.weight"], pixels.square().mean(0).sqrt(), rtol=1e-4)
+    before = model.layers[0].weight.detach().clone()
+    zeros = magnitude.prune(magnitude.matrices(model), 0.25, "tensor", norms)
+    assert zeros["layers.0.weight"] == 48 * 16
+    score_UI = before.abs() * norms["layers.0.weight"]
+    gone_UI = model.layers[0].weight == 0
+    assert bool((gone_UI.sum(1) == 16).all())
+    assert bool((score_UI.masked_fill(~gone_UI, -1).amax(1) <= score_UI.masked_fill(gone_UI, torch.inf).amin(1)).all())
+
+
+def test_by_activations_hurts_less_than_by_weights(text: Any) -> None:
+    task, model = opened(text)
+    norms, found = magnitude.input_norms(task, model, text.calibration), {}
+    for name, given in (("weights", None), ("activations", norms)):
+        other = copy.deepcopy(model)
+        magnitude.prune(magnitude.matrices(other), 0.6, "tensor", given)
+        found[name] = loss(text, task, other)
+    assert found["activations"] < found["weights"]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_zeros_survive_healing(image: Any, tmp_path: Path, optimizer: str) -> None:
     task, model = opened(image)
@@ -223,7 +249,7 @@ def test_zeros_survive_healing(image: Any, tmp_path: Path, optimizer: str) -> No
     source.train = image.train.model_copy(
         update={"optimizer": optimizer, "weight_decay": 0.1, "momentum": 0.9 if optimizer == "sgd" else None}
     )
-    lessons = learning.Lessons(60, 3e-3, 16, zeros=tuple(names))
+    lessons = Lessons(60, 3e-3, 16, zeros=tuple(names))
     start = learning.start_of(image, tmp_path / "cut")
     told = learning.learn(source, start, lessons, tmp_path / "work", tmp_path / "healed", "here")["told"]
     cut, healed = tensors(tmp_path / "cut"), tensors(tmp_path / "healed")
@@ -271,7 +297,7 @@ def test_a_killed_healing_goes_on_and_gives_the_same_bytes(
     learning.saved(task, model, tmp_path / "cut")
     source = copy.copy(text)
     source.train = text.train.model_copy(update={"checkpoint_every": 3})
-    lessons = learning.Lessons(10, 1e-3, 2, temperature=2.0 if taught else None)
+    lessons = Lessons(10, 1e-3, 2, temperature=2.0 if taught else None)
     start = learning.start_of(text, tmp_path / "cut")
 
     def heal(name: str) -> dict[str, Any]:
@@ -310,7 +336,7 @@ def test_healing_brings_a_cut_model_nearer_to_its_parent(text: Any, tmp_path: Pa
     learning.learn(
         text,
         learning.start_of(text, tmp_path / "cut"),
-        learning.Lessons(30, 3e-3, 8),
+        Lessons(30, 3e-3, 8),
         tmp_path / "w",
         tmp_path / "h",
         "here",
@@ -324,9 +350,7 @@ def test_without_training_rows_nothing_heals(image: Any, tmp_path: Path) -> None
     with pytest.raises(
         HermitcrabError, match=r"compress\.prune\.heal: needs the training rows, and there is a model alone"
     ):
-        learning.learn(
-            alone, image.start, learning.Lessons(1, 1e-3, 2), tmp_path / "w", tmp_path / "h", "compress.prune.heal"
-        )
+        learning.learn(alone, image.start, Lessons(1, 1e-3, 2), tmp_path / "w", tmp_path / "h", "compress.prune.heal")
 
 
 # What an architecture cannot do

@@ -15,6 +15,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hermitcrab.compress.lessons import Lessons
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError, did_you_mean
 from hermitcrab.store import read_json, write_json
@@ -77,11 +78,8 @@ class Distill:
             start = learning.start_of(source, cut)
         else:
             start, told, facts = self._new(work)
-        lessons = learning.Lessons(
-            asked.steps, asked.learning_rate, asked.batch_size, asked.epochs, asked.temperature, asked.alpha
-        )
         learnt = work / "learnt"
-        found = learning.learn(source, start, lessons, work / "training", learnt, "compress.distill")
+        found = learning.learn(source, start, Lessons.of_student(asked), work / "training", learnt, "compress.distill")
         parent = digest_json(source.start.base["files"])
         if not target.exists():
             folders.label(learnt, {**source.about, "teacher": parent, "form": f"distill {kind}"})

@@ -8,48 +8,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hermitcrab.compress.lessons import Lessons
 from hermitcrab.compress.magnitude import Masks
 from hermitcrab.compress.teaching import Taught
 from hermitcrab.digest import describe_files, tree_files
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.recipe import Train
 from hermitcrab.store import read_json, write_json
 from hermitcrab.tasks import Start
 
 if TYPE_CHECKING:
     from hermitcrab.compress import Source
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """How a training in `compress` goes.
-
-    Attributes:
-        epochs, steps: as in `train`; `steps` overrides.
-        temperature, alpha: of the uncompressed model's lessons; None: it is not asked.
-        zeros: names of weights whose zeros stay zero.
-    """
-
-    steps: int | None
-    learning_rate: float
-    batch_size: int
-    epochs: float = 1.0
-    temperature: float | None = None
-    alpha: float = 0.5
-    zeros: tuple[str, ...] = ()
-
-    def train(self, part: Train) -> Train:
-        """The recipe's training with these settings: all weights, to the planned end."""
-        return Train.model_validate({
-            **part.model_dump(), "method": "full", "steps": self.steps, "epochs": self.epochs, "learning_rate": self.learning_rate,
-            "batch_size": self.batch_size, "accumulate": 1, "validate_every": 0, "patience": None, "compile": "off", "profile": False,
-        })  # fmt: skip
 
 
 def start_of(source: Source, folder: Path, **more: Any) -> Start:

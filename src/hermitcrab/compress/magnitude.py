@@ -1,5 +1,8 @@
 """Magnitude: the smallest numbers of the matrices become zero and stay zero while the rest heals.
 
+By weights alone: |W|. By activations (Wanda, Sun et al. 2023, arXiv:2306.11695, eq. 1): |W_ij| · ‖x_j‖ with x_j what calibration rows
+give to input j, compared within each row i.
+
 Han et al. 2015, arXiv:1506.02626 (magnitude, then training on); Zhu & Gupta 2017, arXiv:1710.01878 (masks); Mishra et al. 2021,
 arXiv:2104.08378 (2:4: two of four neighbors along the input, the form that sparse tensor cores read).
 
@@ -11,13 +14,19 @@ from __future__ import annotations
 import zlib
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from hermitcrab.compress import calibration
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from hermitcrab.tasks import Task
 
 CHUNK = 1 << 22
 
@@ -33,38 +42,66 @@ def matrices(model: Any) -> dict[str, nn.Parameter]:
     }
 
 
+def input_norms(task: Task, model: Any, rows: pa.Table) -> dict[str, torch.Tensor]:
+    """Root mean square of each input of every linear layer on these rows: float32 [inputs], by the name of its weight."""
+    linear = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    named = [name for name in matrices(model) if name in linear]
+    squares: list[Any] = [0.0] * len(named)
+    seen = [0] * len(named)
+
+    def hear(number: int, given: torch.Tensor) -> None:
+        x_TD = given.detach().float().flatten(0, -2)
+        squares[number] += x_TD.square().sum(0).double()
+        seen[number] += len(x_TD)
+
+    with calibration.listening([linear[name] for name in named], hear):
+        calibration.run(task, model, rows, "measuring inputs")
+    return {
+        name: (total / max(1, count)).sqrt().float() for name, total, count in zip(named, squares, seen, strict=True)
+    }
+
+
 @torch.no_grad()
-def prune(weights: dict[str, nn.Parameter], sparsity: float, over: str) -> dict[str, int]:
+def prune(
+    weights: dict[str, nn.Parameter], sparsity: float, over: str, norms: dict[str, torch.Tensor] | None = None
+) -> dict[str, int]:
     """Zero the smallest numbers, in place; how many are zero by name.
 
     Args:
-        over: `tensor`: the share in every matrix; `model`: over all of them together, one threshold.
+        over: `tensor`: the share in every matrix (with `norms`: in each of its rows); `model`: over all of them, one threshold.
+        norms: of `input_norms`; a matrix without is taken by its weights alone.
 
-    Exactly round(share * numbers) go: of equal magnitudes those that stand first.
+    Exactly round(share * numbers) go: of equal ones those that stand first.
     """
-    if over == "tensor":
-        for weight in weights.values():
-            _zero_smallest(weight, round(sparsity * weight.numel()))
-    else:
-        joined = torch.cat([w.detach().abs().float().flatten() for w in weights.values()])
+    scores = {name: score(name, weight, norms) for name, weight in weights.items()}
+    if over == "model":
+        joined = torch.cat([s.flatten() for s in scores.values()])
         gone = torch.zeros_like(joined, dtype=torch.bool)
-        gone[_smallest(joined, round(sparsity * len(joined)))] = True
-        for weight, part in zip(weights.values(), gone.split([w.numel() for w in weights.values()]), strict=True):
-            weight[part.view_as(weight)] = 0
+        gone[joined.sort(stable=True).indices[: round(sparsity * len(joined))]] = True
+        parts = dict(zip(weights, gone.split([w.numel() for w in weights.values()]), strict=True))
+    else:
+        parts = {n: _smallest(s if n in (norms or {}) else s.view(1, -1), sparsity) for n, s in scores.items()}
+    for name, weight in weights.items():
+        weight[parts[name].view_as(weight)] = 0
     return {name: int((weight == 0).sum()) for name, weight in weights.items()}
 
 
-def _smallest(magnitude: torch.Tensor, count: int) -> torch.Tensor:
-    return magnitude.sort(stable=True).indices[:count]
+def score(name: str, weight: nn.Parameter, norms: dict[str, torch.Tensor] | None) -> torch.Tensor:
+    """float32, of the shape of the weight."""
+    found = weight.detach().abs().float()
+    return found * norms[name] if norms and name in norms else found
 
 
-def _zero_smallest(weight: nn.Parameter, count: int) -> None:
-    gone = _smallest(weight.detach().abs().float().flatten(), count)
-    weight.view(-1)[gone] = 0
+def _smallest(scores_RC: torch.Tensor, share: float) -> torch.Tensor:
+    """Which are the smallest of each row: bool [R, C]."""
+    where = scores_RC.sort(stable=True).indices[:, : round(share * scores_RC.shape[1])]
+    return torch.zeros_like(scores_RC, dtype=torch.bool).scatter_(1, where, True)
 
 
 @torch.no_grad()
-def prune_2_of_4(weights: dict[str, nn.Parameter]) -> tuple[dict[str, int], list[str]]:
+def prune_2_of_4(
+    weights: dict[str, nn.Parameter], norms: dict[str, torch.Tensor] | None = None
+) -> tuple[dict[str, int], list[str]]:
     """Zero the two smallest of each four neighbors along the input, in place; zeros by name, and the names that stay dense because
     their inputs cannot be cut into fours."""
     zeros, dense = {}, []
@@ -72,9 +109,7 @@ def prune_2_of_4(weights: dict[str, nn.Parameter]) -> tuple[dict[str, int], list
         if weight.shape[1:].numel() % 4:
             dense.append(name)
             continue
-        fours = weight.detach().abs().float().reshape(-1, 4)
-        gone = torch.zeros_like(fours, dtype=torch.bool).scatter_(1, fours.sort(stable=True).indices[:, :2], True)
-        weight[gone.view_as(weight)] = 0
+        weight[_smallest(score(name, weight, norms).reshape(-1, 4), 0.5).view_as(weight)] = 0
         zeros[name] = int((weight == 0).sum())
     return zeros, dense
 

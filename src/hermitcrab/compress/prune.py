@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hermitcrab.compress.lessons import Lessons
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError
 
@@ -65,11 +66,7 @@ class Prune:
         told = learning.once(cut, lambda: self._cut(keep, cut))
         facts: dict[str, Any] = {}
         if asked.heal.steps:
-            lessons = learning.Lessons(
-                asked.heal.steps, asked.heal.learning_rate, asked.heal.batch_size,
-                temperature=asked.heal.temperature if asked.heal.distill else None, alpha=asked.heal.alpha,
-                zeros=tuple(told["zeros"]) if asked.method == "magnitude" else (),
-            )  # fmt: skip
+            lessons = Lessons.of_healing(asked, tuple(told["zeros"]) if asked.method == "magnitude" else ())
             whole = work / "healed"
             healed = learning.learn(
                 source, learning.start_of(source, cut), lessons, work / "training", whole, "compress.prune.heal"
@@ -129,15 +126,18 @@ class Prune:
         from hermitcrab.compress import magnitude
 
         asked: Any = self.source.compress.prune
-        weights, dense = magnitude.matrices(model), list[str]()
+        weights, dense, norms = magnitude.matrices(model), list[str](), None
+        if asked.by == "activations":
+            norms = magnitude.input_norms(task, model, self.source.calibration)
         if asked.pattern == "2:4":
-            zeros, dense = magnitude.prune_2_of_4(weights)
+            zeros, dense = magnitude.prune_2_of_4(weights, norms)
         else:
-            zeros = magnitude.prune(weights, 1 - keep, asked.over)
+            zeros = magnitude.prune(weights, 1 - keep, asked.over, norms)
         if not zeros:
             raise HermitcrabError("compress.prune: no matrix of this model can be pruned by magnitude")
         return {
-            "pattern": asked.pattern, "over": asked.over, "zeros": zeros,
+            "pattern": asked.pattern, "over": asked.over, "by": asked.by, "zeros": zeros,
+            **({"calibration_rows": self.source.calibration.num_rows} if norms else {}),
             "numbers": sum(weights[name].numel() for name in zeros),
             "reasons": dict.fromkeys(dense, "its inputs cannot be cut into fours"),
         }, None  # fmt: skip
