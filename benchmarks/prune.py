@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-HEAL = {"steps": 50, "learning_rate": 1e-4, "batch_size": 4}
+HEAL = {"steps": 40, "learning_rate": 1e-4, "batch_size": 4}
 NONE = {"steps": 0}
 CASES: dict[str, dict[str, Any]] = {
     "magnitude 30 %": {"method": "magnitude", "keep": 0.7, "heal": NONE},
     "magnitude 50 %": {"method": "magnitude", "keep": 0.5, "heal": NONE},
+    "magnitude 50 %, by activations": {"method": "magnitude", "keep": 0.5, "by": "activations", "heal": NONE},
     "depth 0.9": {"method": "depth", "keep": 0.9, "heal": NONE},
     "depth 0.8": {"method": "depth", "keep": 0.8, "heal": NONE},
     "neurons 0.75": {"method": "width", "keep": 0.75, "heal": NONE},
@@ -74,6 +75,9 @@ def measure(given: argparse.Namespace, name: str, prune: dict[str, Any]) -> dict
     work, payload = given.work / name.replace(" ", "_"), given.work / "payload" / name.replace(" ", "_")
     work.mkdir(parents=True, exist_ok=True)
     payload.mkdir(parents=True, exist_ok=True)
+    (given.work / "speed").mkdir(exist_ok=True)
+    if not (work / "speed").is_symlink():
+        (work / "speed").symlink_to(given.work.resolve() / "speed")  # the uncompressed model is timed once
     made = Compression(source_of(job), reference_of(job), work, payload)
     try:
         made.run()

@@ -76,8 +76,7 @@ def prune(
     scores = {name: score(name, weight, norms) for name, weight in weights.items()}
     if over == "model":
         joined = torch.cat([s.flatten() for s in scores.values()])
-        gone = torch.zeros_like(joined, dtype=torch.bool)
-        gone[joined.sort(stable=True).indices[: round(sparsity * len(joined))]] = True
+        gone = _smallest(joined[None], sparsity).flatten()
         parts = dict(zip(weights, gone.split([w.numel() for w in weights.values()]), strict=True))
     else:
         parts = {n: _smallest(s if n in (norms or {}) else s.view(1, -1), sparsity) for n, s in scores.items()}
@@ -93,9 +92,13 @@ def score(name: str, weight: nn.Parameter, norms: dict[str, torch.Tensor] | None
 
 
 def _smallest(scores_RC: torch.Tensor, share: float) -> torch.Tensor:
-    """Which are the smallest of each row: bool [R, C]."""
-    where = scores_RC.sort(stable=True).indices[:, : round(share * scores_RC.shape[1])]
-    return torch.zeros_like(scores_RC, dtype=torch.bool).scatter_(1, where, True)
+    """Which are the smallest of each row: bool [R, C]. Found by the value at that place; to sort them all takes five times as long."""
+    count = round(share * scores_RC.shape[1])
+    if not count:
+        return torch.zeros_like(scores_RC, dtype=torch.bool)
+    last_R1 = scores_RC.kthvalue(count, dim=1, keepdim=True).values
+    under, equal = scores_RC < last_R1, scores_RC == last_R1
+    return under | (equal & (equal.cumsum(1) <= count - under.sum(1, keepdim=True)))
 
 
 @torch.no_grad()
@@ -142,8 +145,8 @@ class Masks:
 
 
 def sizes(file: Path) -> dict[str, int]:
-    """Bytes of the file as it is, and in a zip, where zeros save something."""
-    packer, deflated = zlib.compressobj(6), 0
+    """Bytes of the file as it is, and in a zip (the fastest deflate), where zeros save something."""
+    packer, deflated = zlib.compressobj(1), 0
     size = file.stat().st_size
     with open(file, "rb") as handle, progress("size in a zip", size / 1e6, "MB") as bar:
         while chunk := handle.read(CHUNK):
