@@ -3,7 +3,8 @@
 Formulas, with P parameters and t tokens (positions) in all:
     memory, LoRA: 2 P (bfloat16) while training, 6 P when merging and comparing in float32;  full: 16 P (weights, gradients, Adam)
     activations:  as the task counts them
-    compressed:   bits/8 P bytes a type on disk, and again in the package; packing, reading back and probing by P alone
+    compressed:   bits/8 P bytes a type on disk, and again in the package; packing, reading back and probing by P alone; healing and
+                  students as trainings of the whole model, which the smaller one stays under
     time:         6 P t floating-point operations (4 P t for LoRA), at half of what a matrix product reaches here
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from hermitcrab.compress import asked
+from hermitcrab.compress.lessons import trainings
 from hermitcrab.models.base import shape
 from hermitcrab.recipe import Recipe, Train
 from hermitcrab.references import Resolved
@@ -82,6 +84,8 @@ def estimate(
     text = rows["bytes"]
     kinds = [form.bits(recipe.compress, kind) for form, kind in asked(recipe.compress)]
     compressed = sum(kinds) / 8 * parameters
+    cuts = sum(form.format == "prune" for form, _ in asked(recipe.compress))
+    taught = [training(part) for part in trainings(recipe.compress, recipe.train, cuts)]
     again = min(rows["test"], recipe.compress.rows or rows["test"]) * work.tokens * len(kinds)
     return {
         "collect": {"seconds": 1 + text / READ, "memory": 200 << 20, "disk": text},
@@ -94,8 +98,10 @@ def estimate(
             "disk": rows["test"] * 400.0 * passes,
         },
         "compress": {
-            "seconds": 2 * parameters * again / rate + parameters * len(kinds) / QUANTIZED,
-            "memory": 6 * parameters + RUNTIME if kinds else 1 << 20,
+            "seconds": 2 * parameters * again / rate
+            + parameters * len(kinds) / QUANTIZED
+            + sum(t["seconds"] for t in taught),
+            "memory": max([6 * parameters + RUNTIME if kinds else 1 << 20, *(t["memory"] for t in taught)]),
             "disk": compressed,
         },
         "package": {"seconds": 2.0, "memory": 200 << 20, "disk": 2 * (shipped + compressed)},

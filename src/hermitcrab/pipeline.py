@@ -25,7 +25,7 @@ from hermitcrab.lineage.licenses import check, refuse, result_license
 from hermitcrab.progress import progress, say, warn
 from hermitcrab.recipe import Recipe
 from hermitcrab.references import Resolved, fetch, resolve
-from hermitcrab.stages import Job, Stage
+from hermitcrab.stages import Job, Stage, place_of
 from hermitcrab.stages.collect import files_of
 from hermitcrab.stages.evaluate import check_rows
 from hermitcrab.stages.tune import chosen, trial_recipe
@@ -250,9 +250,7 @@ class Run:
         if not missing:
             return
         if self.recipe.compress.anything:
-            base = self.recipe.base
-            named = base.tokenizer if base.path == "scratch" else base.path
-            place = fetch(self.resolved[named], self.store) if named else Path()
+            place = place_of(self.recipe.base, self.places())
             compress.check(self.recipe.compress, self.artifacts["collect"].read("base.json"), place)
         for run in [self, *missing] if self.recipe.tune else missing:
             if problem := shortage(estimate(run.recipe, run.artifacts, run.resolved), self.store.root):

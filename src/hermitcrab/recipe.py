@@ -291,18 +291,48 @@ class Heal(Part):
     """Optimizer steps; 0: none."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     batch_size: Count = 8
+    distill: bool = False
+    """Also learn the distributions of the model that was not cut."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Of both distributions, where `distill` is on (Hinton et al. 2015, arXiv:1503.02531)."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the loss on the labels themselves, where `distill` is on."""
 
 
 class Prune(Part):
     """A smaller model cut out of the derived one, and healed."""
 
     method: Literal["magnitude", "width", "depth"] = "magnitude"
-    """`magnitude`: small weights become zero; `width`: whole channels and heads go; `depth`: whole layers go."""
+    """`magnitude`: small weights become zero (and stay in the file); `width`: neurons or heads go; `depth`: a block of layers goes."""
     keep: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], BeforeValidator(_one_or_many), Field(min_length=1)] = [
         0.75
     ]
-    """Share that stays: of weights, of channels, or of layers. A list makes one model each."""
+    """Share that stays: of weights, of neurons or heads, or of layers. A list makes one model each."""
+    over: Literal["tensor", "model"] = "tensor"
+    """Of `magnitude`: the share in every matrix, or over all of them together."""
+    by: Literal["weights", "activations"] = "weights"
+    """Of `magnitude`: how large a weight is, or that times what calibration rows give to its input (Wanda, arXiv:2306.11695)."""
+    pattern: Literal["any", "2:4"] = "any"
+    """Of `magnitude`: `2:4` keeps two of each four neighbors, the form that sparse tensor cores read; `keep` is .5 then."""
+    parts: Annotated[list[Literal["neurons", "heads"]], Field(min_length=1)] = ["neurons"]
+    """Of `width`: what goes, neurons of the MLPs or attention heads by key-value group."""
     heal: Heal = Heal()
+
+    @model_validator(mode="after")
+    def _keys_are_of_the_method(self) -> Prune:
+        given = {
+            key
+            for key, f in type(self).model_fields.items()
+            if getattr(self, key) != f.get_default(call_default_factory=True)
+        }
+        for key, method in (("over", "magnitude"), ("by", "magnitude"), ("pattern", "magnitude"), ("parts", "width")):
+            if key in given and self.method != method:
+                raise ValueError(f"{key} is for method: {method}. Received: method={self.method}")
+        if self.pattern == "2:4" and given & {"keep", "over"}:
+            raise ValueError(
+                f"pattern 2:4 keeps two of four; leave keep and over out. Received: keep={self.keep}, over={self.over}"
+            )
+        return self
 
 
 class Distill(Part):

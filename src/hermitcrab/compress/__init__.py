@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FORMS = {
     "gguf": "hermitcrab.compress.gguf:Gguf",
     "onnx": "hermitcrab.compress.onnx:Onnx",
+    "prune": "hermitcrab.compress.prune:Prune",
+    "distill": "hermitcrab.compress.distill:Distill",
 }
 """Key of `compress`, which also is the folder in a package → the form's class."""
 FOLDERS = ("gguf/", "openvino/", "onnx/", "prune/", "distill/")
@@ -41,6 +43,8 @@ class Source:
         about: what a file must say of itself: `name`, `license`, and of the base `base_digest`, `base_name`, `base_uri`,
             `base_revision`, as far as there is one.
         calibration: training rows, those with the smallest ids. `validation`: rows on which something may be chosen.
+        rows: folder of the prepared rows, `train.parquet` and `validation.parquet`; None where there is a model alone.
+        init_seed: of the first weights of a student, where the recipe names one.
     """
 
     model: Path
@@ -55,6 +59,8 @@ class Source:
     about: dict[str, str]
     calibration: pa.Table
     validation: pa.Table
+    rows: Path | None = None
+    init_seed: int | None = None
 
 
 @dataclass(frozen=True)

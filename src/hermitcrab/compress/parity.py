@@ -212,7 +212,7 @@ def check_distance(label: str, found: dict[str, float]) -> None:
     if "mean_kl_to_base" in found and found["mean_kl_to_base"] < found["mean_kl"]:
         raise HermitcrabError(
             f"compress: {label} loses what training added: mean KL to the base {found['mean_kl_to_base']:.2e}, to the "
-            f"trained model {found['mean_kl']:.2e} nats; choose a wider type, or train for longer"
+            f"trained model {found['mean_kl']:.2e} nats; choose a wider type, keep more, or train for longer"
         )
 
 

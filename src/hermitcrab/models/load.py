@@ -74,6 +74,28 @@ def init_model(
         return _model_class(made, "base.architecture", kind)(made).float().eval()
 
 
+def skeleton(base: dict[str, Any], path: Path) -> PreTrainedModel:
+    """The base's architecture without weights: modules and shapes, from its configuration alone.
+
+    Raises:
+        HermitcrabError: transformers cannot build it.
+    """
+    import torch
+    import transformers
+
+    if base["kind"] == "scratch":
+        values = base["configuration"]
+    else:
+        values = ggml.configuration(open_weights(path)) if base["kind"] == "gguf" else read_config(path)
+    config = _config(values, path)
+    classes = [m[type(config)] for k in KINDS if type(config) in (m := getattr(transformers, f"MODEL_FOR_{k}_MAPPING"))]
+    if not classes:
+        raise HermitcrabError(f"{path}: {config.model_type} is none of: {', '.join(KINDS.values())}")
+    named = [made for made in classes if made.__name__ == base["architecture"]]
+    with library_errors(path), torch.device("meta"), quiet():
+        return (named or classes)[0](config)
+
+
 def load_text(base: dict[str, Any], path: Path) -> TextTokenizer:
     """The tokenizer of a base, its files verified. Torch-free."""
     with verified(base, path, weights=False):

@@ -19,12 +19,14 @@ class CompressSlice(Part):
     train: Train
     evaluate: Evaluate
     compress: Compress
+    init_seed: int | None
 
 
 def slice_of(recipe: Recipe) -> CompressSlice:
     return CompressSlice(
         name=recipe.name, task=recipe.task, license=recipe.package.license,
         train=recipe.train.unprofiled(), evaluate=recipe.evaluate, compress=recipe.compress,
+        init_seed=recipe.base.init_seed if recipe.compress.distill else None,
     )  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def source_of(job: Job) -> Any:
         train=part.train, evaluate=part.evaluate, compress=part.compress, base=base,
         about=about(part.name, result_license(base["license"]["used"], licenses, part.license), base),
         calibration=smallest(pq.read_table(rows / "train.parquet"), part.compress.calibration_rows),
-        validation=pq.read_table(rows / "validation.parquet"),
+        validation=pq.read_table(rows / "validation.parquet"), rows=rows, init_seed=part.init_seed,
     )  # fmt: skip
 
 
@@ -83,7 +85,7 @@ def reference_of(job: Job) -> Any:
 STAGE = Stage(
     "compress",
     ("collect", "prepare", "train", "evaluate"),
-    ("stages/compress.py", "compress", "evaluate", "tasks", "models", "train/parity.py", "lineage/licenses.py",
+    ("stages/compress.py", "compress", "evaluate", "tasks", "models", "train", "lineage/licenses.py",
      "data/images.py", "data/tables.py", "data/packing.py", "data/ledger.py", "digest.py"),
     slice_of,
     run,

@@ -227,7 +227,18 @@ class Task(Protocol):
         """What the loss of this batch will count."""
         ...
 
-    def loss(self, model: torch.nn.Module, batch: Any) -> Loss: ...
+    def decisions(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of what the loss of a batch counts, row after row, and their labels: [N, V] and int64 [N], `IGNORE` where nothing
+        is learnt."""
+        ...
+
+    def cost(self, logits_NV: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
+        """The sum of the loss over decisions."""
+        ...
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> Loss:
+        """The cost of a batch's decisions, and their count."""
+        ...
 
     def probes(self) -> list[Any]:
         """Fixed inputs, none of anybody's data, on which a merged or compressed model is compared. JSON."""

@@ -74,7 +74,7 @@ class ImageClassification:
         "evaluate.choices", "evaluate.few_shot", "evaluate.calibrate", "evaluate.max_new_tokens", "evaluate.sequence_length",
     )  # fmt: skip
     baselines = ("majority", "logistic-regression")
-    compresses = ("onnx",)
+    compresses = ("onnx", "prune", "distill")
     metrics = ("accuracy", "precision", "recall", "f1")
     counts = "rows"
 
@@ -278,21 +278,26 @@ class ImageClassification:
     def count(self, batch: Batch) -> int:
         return batch.count
 
-    def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """Sum over the batch of the cross-entropy (nats), or of the squared distance of the probabilities from the one-hot label
-        (Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2); and the count of labels."""
-        import torch.nn.functional as F
-
+    def decisions(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         if self.device is None:  # to ask it of every batch would take as long as a layer
             self.device = next(model.parameters()).device
-        label_B = batch.label_B.to(self.device)
         logits_BK = model(batch.pixels_BCHW.to(self.device), return_dict=False)[0].float()
+        return logits_BK, batch.label_B.to(self.device)
+
+    def cost(self, logits_BK: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy (nats), or the squared distance of the probabilities from the one-hot label (Brier 1950,
+        doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2)."""
+        import torch.nn.functional as F
+
         if self.part.loss == "cross-entropy":
-            return Loss(F.cross_entropy(logits_BK, label_B, ignore_index=IGNORE, reduction="sum"), batch.count)
+            return F.cross_entropy(logits_BK, label_B, ignore_index=IGNORE, reduction="sum")
         known_B = label_B != IGNORE
         truth_BK = F.one_hot(label_B.clamp(min=0), logits_BK.shape[1])
         squares_B = (logits_BK.softmax(-1) - truth_BK).square().sum(-1)
-        return Loss((squares_B * known_B).sum(), batch.count)
+        return (squares_B * known_B).sum()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        return Loss(self.cost(*self.decisions(model, batch)), batch.count)
 
     def probes(self) -> list[Any]:
         """Names of patterns that `probe_logits` draws: waves of many directions and lengths, no image of anybody's."""

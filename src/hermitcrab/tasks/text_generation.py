@@ -106,7 +106,7 @@ class TextGeneration:
     opens_from = "a tokenizer.json beside the weights, or a GGUF file"
     ignored = ()
     baselines = ("majority", "tfidf-logreg")
-    compresses = ("gguf",)
+    compresses = ("gguf", "prune", "distill")
     counts = "tokens"
     metrics = ("accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte")
 
@@ -340,15 +340,21 @@ class TextGeneration:
     def count(self, batch: Batch) -> int:
         return int((batch.labels_BL != IGNORE).sum())
 
-    def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """Sum of the cross-entropy (nats) over the labels of the batch, and their number."""
-        from hermitcrab.tasks.cross_entropy import summed_cross_entropy
-
+    def decisions(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         device = next(model.parameters()).device
         wanted_BL = (batch.labels_BL != IGNORE).to(device)
-        target_N = batch.labels_BL.to(device)[wanted_BL]
         logits_NV = self.logits(model, batch.ids_BL.to(device), batch.positions_BL.to(device), wanted_BL)
-        return Loss(summed_cross_entropy(logits_NV, target_N), target_N.numel())
+        return logits_NV, batch.labels_BL.to(device)[wanted_BL]
+
+    def cost(self, logits_NV: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy (nats)."""
+        from hermitcrab.tasks.cross_entropy import summed_cross_entropy
+
+        return summed_cross_entropy(logits_NV, label_N)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        logits_NV, label_N = self.decisions(model, batch)
+        return Loss(self.cost(logits_NV, label_N), label_N.numel())
 
     def logits(self, model: nn.Module, ids_BL: torch.Tensor, positions_BL: torch.Tensor,
                wanted_BL: torch.Tensor) -> torch.Tensor:  # fmt: skip

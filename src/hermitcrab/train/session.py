@@ -52,7 +52,9 @@ class Session:
         job = read_json(folder / "job.json")
         part = Train.model_validate(job["part"])
         rows = {s: pq.read_table(Path(job["rows"]) / f"{s}.parquet") for s in ("train", "validation")}
-        fitted = load_task(job["task"]).fit(rows["train"], job["base"], Path(job["path"]))
+        fitted = job.get("fitted")  # a model that is trained on brings what was fitted for it
+        if fitted is None:
+            fitted = load_task(job["task"]).fit(rows["train"], job["base"], Path(job["path"]))
         task = make_task(job["task"], Start(job["base"], Path(job["path"]), job["seed"], fitted), part)
         ledgers: list[dict[str, Any]] = []
         packed: dict[str, Any] = {}
