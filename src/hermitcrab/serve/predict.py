@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hermitcrab.errors import needs
 from hermitcrab.progress import progress
 from hermitcrab.serve.opening import Opened
 from hermitcrab.tasks import Asking, load_task
@@ -23,6 +24,8 @@ def predict(opened: Opened, words: Sequence[str], column: str, max_new_tokens: i
     """
     from hermitcrab.evaluate.asking import load
 
+    needs("torch", "train")
+    needs("transformers", "train")
     inputs = load_task(opened.task).read_inputs(words, column)  # a wrong one is told before a model is loaded
     with progress("loading the model"):
         task, model = load(opened.task, opened.start, opened.train, opened.precision)
