@@ -368,7 +368,7 @@ _verb("serve", "serve packages: the OpenAI API, the Open Inference Protocol, and
       _arg("--api-key", action="append", default=[], metavar="env:NAME", help="ask for the key in this variable (may be given again)"),
       _arg("--api-keys", type=Path, metavar="FILE", help="ask for one of the keys of this file (see `crab apikey`)"),
       _arg("--open-metrics", action="store_true", help="/metrics needs no key"),
-      _arg("--cors", action="append", default=[], metavar="ORIGIN", help="pages of this origin may ask (default: none; may be given again)"),
+      _arg("--cors", action="append", default=[], metavar="ORIGIN", help="pages of it may ask (default: none; may be given again)"),
       _arg("--max-body", type=_count, default=8, metavar="MiB", help="the largest body of a request (default: 8)"),
       _arg("--deadline", type=_seconds, default=600.0, metavar="SECONDS", help="from a request to the end of its answer (default: 600)"),
       _arg("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="what answers may still take when told to end (default: 30)"),

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from serving import TOOLS_TEMPLATE
 from tiny import question_rows, working_in, write_model, write_project
 
 from hermitcrab.cli import main
@@ -25,6 +26,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_project(folder)
     shutil.rmtree(folder / "base")
     write_model(folder / "base", max_position_embeddings=1024)
+    shutil.copytree(folder / "base", folder / "plain")  # its template has no tools
+    (folder / "base" / "chat_template.jinja").write_text(TOOLS_TEMPLATE, encoding="utf-8")
     lines = ["prompt,completion"]
     for row in question_rows(120).to_pylist():
         lines.append(f"{row['prompt']},{GOOD if row['completion'] == 'yes' else BAD}")

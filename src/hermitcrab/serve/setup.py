@@ -70,15 +70,14 @@ class Setup:
         return open_model(what, Store(self.store), self.signer, self.unverified)
 
     def _engines(self, opened: Opened) -> tuple[Any, Any]:
-        from hermitcrab.serve import choosing
-
         if opened.encoder is None:
-            predictor = choosing.make_predictor(opened, self.engine)
-            say(f"{opened.name}: {predictor.name}")
-            return None, predictor
+            from hermitcrab.serve.predict import Reference
+
+            return None, Reference(opened)
+        from hermitcrab.serve.choosing import choose
         from hermitcrab.serve.worker import Worker
 
-        spec, why = choosing.choose(opened, self.engine, self.kind, self.slots, self.threads)
+        spec, why = choose(opened, self.engine, self.kind, self.slots, self.threads)
         say(f"{opened.name}: {why}")
         return Worker(spec), None
 
