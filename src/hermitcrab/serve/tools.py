@@ -150,21 +150,17 @@ class Calls:
                 keep = 0 if last else self._tail()
                 told, self.held = told + self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
                 break
-            told, self.held = told + self.held[:place], self.held[place:]
-            call, size = self._call(last)
-            if size == 0:
-                break  # not whole yet
+            call, size = self._call(place, last)
+            if size == 0:  # not whole yet
+                told, self.held = told + self.held[:place].rstrip(), self.held[place:]
+                break
             if call is None:
-                told, self.held = told + self.held[:size], self.held[size:]
-            else:
-                self.held = self.held[size:].lstrip()
+                told, self.held = told + self.held[: place + size], self.held[place + size :]
+            else:  # white space around a call is the template's
+                told, self.held = told + self.held[:place].rstrip(), self.held[place + size :].lstrip()
                 found.append(call)
-        if self.calls or found:
-            told = told if told.strip() else ""
-        elif not self.began:
-            told = told.lstrip("\n") if self.form.before else told
+                self.calls.append(call)
         self.began |= bool(told)
-        self.calls += found
         return told, found
 
     def _begins(self) -> int:
@@ -177,21 +173,22 @@ class Calls:
         return len(self.held) - len(stripped) if stripped.startswith("{") and not self.began else -1
 
     def _tail(self) -> int:
+        """How much of the end may yet belong to a call: the beginning of one, and white space before it."""
         before = self.form.before
-        if not before:
-            return len(self.held) if not self.held.strip() and not self.began else 0
-        return next(
-            (n for n in range(min(len(before) - 1, len(self.held)), 0, -1) if before.startswith(self.held[-n:])), 0
-        )
+        if not before and (self.began or self.held.strip()):
+            return 0
+        part = next((n for n in range(min(len(before) - 1, len(self.held)), 0, -1) if before.startswith(self.held[-n:])), 0)
+        rest = self.held[: len(self.held) - part]
+        return part + len(rest) - len(rest.rstrip())
 
-    def _call(self, last: bool) -> tuple[dict[str, Any] | None, int]:
-        """The call that `held` begins with and how long it is; (None, n) so much of it is no call, (None, 0) it may become one."""
-        start = len(self.form.before)
+    def _call(self, place: int, last: bool) -> tuple[dict[str, Any] | None, int]:
+        """The call at `place` and how long it is; (None, n) so much from there is no call, (None, 0) it may become one."""
+        start = place + len(self.form.before)
         start += len(self.held[start:]) - len(self.held[start:].lstrip())
         try:
             value, end = json.JSONDecoder().raw_decode(self.held, start)
         except (ValueError, RecursionError):
-            return None, len(self.held) if last else 0
+            return None, len(self.held) - place if last else 0
         rest = self.held[end:].lstrip()
         after = self.form.after
         if after and not rest.startswith(after) and after.startswith(rest) and not last:
@@ -202,6 +199,6 @@ class Calls:
         arguments = value.get(self.form.arguments, {}) if isinstance(value, dict) else None
         known = {tool["function"]["name"] for tool in self.plan.tools}
         if name not in known or not isinstance(arguments, dict):
-            return None, end
+            return None, end - place
         function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
-        return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}, end
+        return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}, end - place
