@@ -78,7 +78,9 @@ class Server:
         found = 0.0
         for line in self.raw("GET", "/metrics")[1].decode().splitlines():
             head, _, value = line.rpartition(" ")
-            if re.fullmatch(re.escape(name) + r"(\{.*\})?", head) and all(f'{k}="{v}"' in head for k, v in labels.items()):
+            if re.fullmatch(re.escape(name) + r"(\{.*\})?", head) and all(
+                f'{k}="{v}"' in head for k, v in labels.items()
+            ):
                 found += float(value)
         return found
 

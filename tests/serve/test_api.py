@@ -56,7 +56,11 @@ def test_every_answer_carries_the_digest_of_its_model(server):
     for model in server.models:
         asked = {"model": model["name"], "prompt": "a", "max_tokens": 2}
         status, told, headers = server.post("/v1/completions", asked)
-        assert (status, told["system_fingerprint"], headers["X-Model-Digest"]) == (200, model["digest"], model["digest"])
+        assert (status, told["system_fingerprint"], headers["X-Model-Digest"]) == (
+            200,
+            model["digest"],
+            model["digest"],
+        )
         chunks = list(server.client.completions.create(**asked, stream=True))
         assert {chunk.system_fingerprint for chunk in chunks} == {model["digest"]}
 
@@ -213,7 +217,9 @@ def test_likelihoods_are_those_of_the_model(server, project):
     end = [b"", b"<|im_end|>"]
     assert b"".join(bytes(token.bytes) for token in made).removesuffix(end[1]) == GOOD.encode()
     assert all(len(token.top_logprobs) == 2 for token in made)
-    streamed = [c.choices[0].logprobs for c in chat(model="speaks", messages=ASK, logprobs=True, top_logprobs=2, stream=True)]
+    streamed = [
+        c.choices[0].logprobs for c in chat(model="speaks", messages=ASK, logprobs=True, top_logprobs=2, stream=True)
+    ]
     assert [token for part in streamed if part for token in part.content] == made
 
 
@@ -290,7 +296,11 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"tools": [TOOL], "model": "plain"}, 400, "its chat template writes no tool calls"),
         ({"tool_choice": "required"}, 400, "there are no `tools` to choose from"),
         ({"response_format": {"type": "json_schema"}}, 400, "goes with type `json_schema`"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "odd"}}}}, 400, "cannot be enforced"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "odd"}}}},
+            400,
+            "cannot be enforced",
+        ),
         ({"functions": [{}]}, 400, "`functions` is not supported"),
         ({"presence_penalty": 0.5}, 400, "`presence_penalty` is not supported"),
         ({"temprature": 1}, 400, "unknown parameter `temprature`; did you mean `temperature`?"),
@@ -329,7 +339,14 @@ def test_bodies_that_are_no_requests_are_refused(server, body, status):
 
 @pytest.mark.parametrize(
     ("prompt", "said"),
-    [("", "no token"), (["a", ""], "no token"), ([], "`prompt"), ([1, "a"], "`prompt"), ({}, "`prompt"), ("a " * 3000, "has room for")],
+    [
+        ("", "no token"),
+        (["a", ""], "no token"),
+        ([], "`prompt"),
+        ([1, "a"], "`prompt"),
+        ({}, "`prompt"),
+        ("a " * 3000, "has room for"),
+    ],
 )
 def test_prompts_that_cannot_be_continued_are_refused(server, prompt, said):
     status, told, _ = server.raw("POST", "/v1/completions", json.dumps({"model": "speaks", "prompt": prompt}).encode())
@@ -359,7 +376,16 @@ def test_neutral_values_and_nulls_ask_for_nothing(server):
 
 def test_wrong_places_methods_keys_and_hosts(server):
     assert server.raw("GET", "/v1/nothing")[0] == 404
-    for name in ("nothing", "..", "../speaks", "..%2f..%2fetc%2fpasswd", "%2e%2e/speaks", "speaks/", "speaks%00", "/etc/passwd"):
+    for name in (
+        "nothing",
+        "..",
+        "../speaks",
+        "..%2f..%2fetc%2fpasswd",
+        "%2e%2e/speaks",
+        "speaks/",
+        "speaks%00",
+        "/etc/passwd",
+    ):
         status, told, _ = server.raw("GET", f"/v1/models/{name}")
         assert (status, told["error"]["code"]) in ((404, "model_not_found"), (404, "not_found")), name
     for name in ("../speaks", "/etc/passwd", "speaks/../speaks", "", "speaks\x00"):

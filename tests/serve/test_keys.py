@@ -32,7 +32,16 @@ def test_a_made_key_opens_and_its_file_has_only_its_hash(tmp_path, capsys):
     assert keys.find(bearer(alice)).concurrent == 2
     assert keys.find(bearer(bob)).requests_per_minute == 60
     assert keys.find(f"bearer {bob}".encode()).name == "bob"
-    for wrong in (b"", b"Bearer", bearer(""), bearer(alice[:-1]), bearer(alice + "x"), alice.encode(), b"Basic " + alice.encode(), bearer("x" * 5000)):
+    for wrong in (
+        b"",
+        b"Bearer",
+        bearer(""),
+        bearer(alice[:-1]),
+        bearer(alice + "x"),
+        alice.encode(),
+        b"Basic " + alice.encode(),
+        bearer("x" * 5000),
+    ):
         assert keys.find(wrong) is None
 
 
@@ -78,7 +87,10 @@ def test_limits_are_a_key_s_own_and_come_back_with_time():
         ('{"keys": [{"name": "a", "sha256": "00"}]}', "expected sha256"),
         ('{"keys": [{"name": "a", "sha256": "' + "0" * 64 + '", "requests_per_minute": 0}]}', "limits from 1"),
         ('{"keys": [{"name": "a", "sha256": "' + "0" * 64 + '", "limit": 1}]}', "expected sha256"),
-        ('{"keys": [' + ", ".join(['{"name": "a", "sha256": "' + "0" * 64 + '"}'] * 2) + "]}", "two API keys are named"),
+        (
+            '{"keys": [' + ", ".join(['{"name": "a", "sha256": "' + "0" * 64 + '"}'] * 2) + "]}",
+            "two API keys are named",
+        ),
     ],
 )
 def test_a_strange_file_of_keys_is_told(tmp_path, content, said):

@@ -1,5 +1,6 @@
 """Tool calls: their form is read off templates as models have them; answers part into text and calls however they are cut."""
 
+# ruff: noqa: E501 - templates as their models have them
 from __future__ import annotations
 
 import json
@@ -62,7 +63,10 @@ def test_the_form_of_calls_is_read_off_the_template(template, form):
     assert form_of(tokenizer(template)) == form
 
 
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 SHOWN = [WEATHER, CLOCK]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Röm </tool_call>"}}\n</tool_call>'
@@ -93,7 +97,12 @@ NOON = ("clock", {})
         ("qwen", f'{CALL}\n<tool_call>\n{{"name": "clock", "arguments": {{}}}}\n</tool_call>', "", [ROME, NOON]),
         ("qwen", "no call, and < or <tool is text", "no call, and < or <tool is text", []),
         ("qwen", "<tool_call>\n{broken", "<tool_call>\n{broken", []),
-        ("qwen", '<tool_call>{"name": "nobody", "arguments": {}}</tool_call>', '<tool_call>{"name": "nobody", "arguments": {}}</tool_call>', []),
+        (
+            "qwen",
+            '<tool_call>{"name": "nobody", "arguments": {}}</tool_call>',
+            '<tool_call>{"name": "nobody", "arguments": {}}</tool_call>',
+            [],
+        ),
         ("llama", '{"name": "weather", "parameters": {"city": "Röm </tool_call>"}}', "", [ROME]),
         ("llama", 'It is {"name": "weather"}', 'It is {"name": "weather"}', []),
         ("llama", '{"a": 1}', '{"a": 1}', []),
@@ -106,7 +115,9 @@ def test_an_answer_parts_into_text_and_calls_however_it_is_cut(form, text, told,
 
 
 def asked(**more) -> ChatRequest:
-    return ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "a"}], "tools": SHOWN, **more})
+    return ChatRequest.model_validate(
+        {"model": "m", "messages": [{"role": "user", "content": "a"}], "tools": SHOWN, **more}
+    )
 
 
 def test_a_forced_call_begins_as_the_template_begins_it_and_has_a_schema():
@@ -125,7 +136,10 @@ def test_a_forced_call_begins_as_the_template_begins_it_and_has_a_schema():
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"tool_choice": {"type": "function", "function": {"name": "rain"}}}, "there is no tool `rain`; expected one of: weather, clock"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "rain"}}},
+            "there is no tool `rain`; expected one of: weather, clock",
+        ),
         ({"response_format": {"type": "json_object"}}, "not both"),
         ({"tools": [CLOCK, CLOCK]}, "two functions have the same name"),
         ({"tools": [], "tool_choice": "required"}, "there are no `tools`"),

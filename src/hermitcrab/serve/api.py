@@ -156,6 +156,7 @@ def _model(tenancy: Tenancy) -> dict[str, Any]:
         "digest": tenancy.digest,
         "engine": tenancy.engine,
         "task": opened.task,
+        "makes_text": tenancy.worker is not None,
         "verified": opened.verified is not None,
     }
 

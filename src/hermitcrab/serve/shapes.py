@@ -30,6 +30,7 @@ class Model(_Shape):
     digest: str
     engine: str
     task: str
+    makes_text: bool
     verified: bool
 
 
