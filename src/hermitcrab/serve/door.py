@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from hermitcrab.serve.requests import Refusal
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/", "/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
 """Paths that need no key: the page, which is the same for everybody, and what watches the process."""
+LINGER, LINGER_SECONDS = 32 << 20, 2.0
 IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -108,7 +109,9 @@ class Passage:
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if IDENTIFIER.fullmatch(given) else secrets.token_hex(8)
         self.began = time.perf_counter()
-        self.status, self.size, self.whole = 0, 0, False
+        self.status, self.size = 0, 0
+        # Whether all of the body is here; without these headers there is none.
+        self.whole = not {b"content-length", b"transfer-encoding"} & set(self.headers)
         self.key: Any = None
         self.told: dict[str, Any] = {}
         scope.setdefault("state", {})["told"] = self.told
@@ -172,7 +175,19 @@ class Passage:
             ):  # what was not read would be taken for the next request
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
+        elif not message.get("more_body", False) and self.status >= 400 and not self.whole:
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
+
+    async def _linger(self) -> None:
+        """Take in a little more of a body that was refused: a connection that is closed at once takes the answer with it."""
+        left = LINGER
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0 and (message := await self._receive()).get("more_body", False):
+                    left -= len(message.get("body", b""))
 
     def _tell(self) -> None:
         route = getattr(self.scope.get("route"), "path", "none")

@@ -136,7 +136,12 @@ class Writer:
         return {"token": self._name(token), "logprob": max(logprob, LEAST), "bytes": list(self.bytes_of(token))}
 
     def _name(self, token: int) -> str:
-        return self.bytes_of(token).decode("utf-8", "replace")
+        """The text of a token; of one that holds no whole character, its bytes, as the API writes them: no two are the same."""
+        held = self.bytes_of(token)
+        try:
+            return held.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in held)
 
 
 def embeddings(rows: Sequence[Sequence[float]], model: str, prompt: int, form: str) -> dict[str, Any]:
