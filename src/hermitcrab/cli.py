@@ -155,9 +155,18 @@ def serve_verb(args: argparse.Namespace) -> Answer:
         key_file=args.api_keys, origins=tuple(args.cors), public=("/metrics",) if args.open_metrics else (),
         limits=Limits(body=args.max_body << 20, deadline=args.deadline), drain=args.drain, texts=args.log_texts,
     )  # fmt: skip
-    from hermitcrab.serve.server import start
+    if args.cluster is not None:
+        from hermitcrab.serve.cluster import start as start_cluster
 
-    told, serve = start(setup, host=args.host, port=args.port, cert=args.tls_cert, key=args.tls_key)
+        if args.tls_cert or args.tls_key:
+            raise UsageError(
+                "--tls-cert, --tls-key: Ray's proxy does not speak TLS here; put a proxy that does before it"
+            )
+        told, serve = start_cluster(setup, args.cluster, args.replicas, host=args.host, port=args.port)
+    else:
+        from hermitcrab.serve.server import start
+
+        told, serve = start(setup, host=args.host, port=args.port, cert=args.tls_cert, key=args.tls_key)
     names = ", ".join(model["name"] for model in told["models"])
     return told, lambda: f"{names} answer at {told['url']}/v1, to be tried at {told['url']}/ (Ctrl-C ends it)", serve
 
@@ -374,6 +383,8 @@ _verb("serve", "serve packages: the OpenAI API, the Open Inference Protocol, and
       _arg("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="what answers may still take when told to end (default: 30)"),
       _arg("--tls-cert", type=Path, metavar="PEM", help="serve over TLS, with this certificate"),
       _arg("--tls-key", type=Path, metavar="PEM", help="the private key of that certificate"),
+      _arg("--cluster", metavar="ray://…", help="replicas under Ray Serve: ray://local, or ray://HOST:PORT of a cluster (needs [ray])"),
+      _arg("--replicas", type=_count, default=2, metavar="N", help="of --cluster (default: 2)"),
       _arg("--log-texts", action="store_true", help="the log has what was asked and answered (default: no text is in it)"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
 _verb("apikey", "make a key for `crab serve --api-keys`; its hash alone is kept", apikey_verb,

@@ -67,6 +67,8 @@ class Face:
         hosts: names that a request may be addressed to; none: any.
         origins: of pages that may ask from elsewhere (CORS); none by default.
         public: paths that need no key, besides the page and the health checks.
+        drain: seconds that old models may take to finish after a reload.
+        reloads: models can be reloaded here; not in one of several replicas.
     """
 
     house: House
@@ -78,6 +80,7 @@ class Face:
     origins: Sequence[str] = ()
     public: Sequence[str] = ()
     drain: float = 30.0
+    reloads: bool = True
 
 
 def make_app(face: Face) -> ASGIApp:

@@ -208,6 +208,13 @@ class House:
         finally:
             tenancy.active -= answers
 
+    def told(self) -> list[dict[str, Any]]:
+        """Name, digest and engine of each model, and whether it was verified."""
+        return [
+            {"name": t.name, "digest": t.digest, "engine": t.engine, "verified": t.opened.verified is not None}
+            for t in self.models.values()
+        ]
+
     @property
     def active(self) -> int:
         return sum(tenancy.active for tenancy in self.models.values())

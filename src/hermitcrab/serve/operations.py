@@ -94,6 +94,8 @@ def check_admin(face: Face, request: Request) -> None:
     Raises:
         Refusal: 403.
     """
+    if not face.reloads:
+        raise Refusal(403, "this is one of several replicas; SIGHUP to `crab serve` replaces them all", code="not_here")
     client = request.client.host if request.client else ""
     try:
         local = ipaddress.ip_address(client.partition("%")[0]).is_loopback

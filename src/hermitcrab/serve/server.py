@@ -76,9 +76,7 @@ def start(
         say("stopped")
         return 0
 
-    models = [{"name": t.name, "digest": t.digest, "engine": t.engine, "verified": t.opened.verified is not None}
-              for t in house.models.values()]  # fmt: skip
-    return {"url": url_of(listening, cert is not None), "models": models}, serve
+    return {"url": url_of(listening, cert is not None), "models": house.told()}, serve
 
 
 async def _serve(server: uvicorn.Server, house: House, listening: socket.socket) -> None:

@@ -177,7 +177,9 @@ class Calls:
         before = self.form.before
         if not before and (self.began or self.held.strip()):
             return 0
-        part = next((n for n in range(min(len(before) - 1, len(self.held)), 0, -1) if before.startswith(self.held[-n:])), 0)
+        part = next(
+            (n for n in range(min(len(before) - 1, len(self.held)), 0, -1) if before.startswith(self.held[-n:])), 0
+        )
         rest = self.held[: len(self.held) - part]
         return part + len(rest) - len(rest.rstrip())
 
