@@ -153,7 +153,7 @@ def serve_verb(args: argparse.Namespace) -> Answer:
         models=tuple(args.model), store=Path(args.store), signer=args.key, unverified=args.unverified, engine=args.engine,
         kind=args.type, slots=args.slots, threads=args.threads, queue=args.queue, api_keys=tuple(args.api_key),
         key_file=args.api_keys, origins=tuple(args.cors), public=("/metrics",) if args.open_metrics else (),
-        limits=Limits(body=args.max_body << 20, deadline=args.deadline), drain=args.drain, texts=args.log_texts,
+        limits=Limits(body=args.max_body << 20, deadline=args.deadline, tokens=args.max_tokens), drain=args.drain, texts=args.log_texts,
     )  # fmt: skip
     if args.cluster is not None:
         from hermitcrab.serve.cluster import start as start_cluster
@@ -379,6 +379,7 @@ _verb("serve", "serve packages: the OpenAI API, the Open Inference Protocol, and
       _arg("--open-metrics", action="store_true", help="/metrics needs no key"),
       _arg("--cors", action="append", default=[], metavar="ORIGIN", help="pages of it may ask (default: none; may be given again)"),
       _arg("--max-body", type=_count, default=8, metavar="MiB", help="the largest body of a request (default: 8)"),
+      _arg("--max-tokens", type=_count, metavar="N", help="the longest answer to be asked for (default: what the model has room for)"),
       _arg("--deadline", type=_seconds, default=600.0, metavar="SECONDS", help="from a request to the end of its answer (default: 600)"),
       _arg("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="what answers may still take when told to end (default: 30)"),
       _arg("--tls-cert", type=Path, metavar="PEM", help="serve over TLS, with this certificate"),

@@ -173,6 +173,7 @@ def test_figures_are_under_the_names_that_dashboards_know(server):
     assert server.gauge("vllm:prompt_tokens_total") > prompt
     assert server.gauge("vllm:request_success_total", finished_reason="length") == 2
     assert server.gauge("vllm:time_to_first_token_seconds_count") == 2
+    assert server.gauge("vllm:inter_token_latency_seconds_count") == 4 + 6
     assert server.gauge("vllm:e2e_request_latency_seconds_count") == 2
     genai = {"gen_ai_request_model": "plain", "gen_ai_system": "transformers"}
     assert server.gauge("gen_ai_server_request_duration_seconds_count", gen_ai_operation_name="chat", **genai) == 1
@@ -229,6 +230,8 @@ def test_each_key_has_limits_of_its_own(folder):
         server.until(running=1)
         assert server.raw("POST", "/v1/completions", asked)[1]["error"]["code"] == "concurrency_limit"
         assert server.raw("POST", "/v1/completions", asked, Authorization=f"Bearer {free}")[0] == 200
+        assert server.gauge("vllm:admission_rejections_total", reason="rate_limit_exceeded") == 2
+        assert server.gauge("vllm:admission_rejections_total", reason="concurrency_limit") == 1
         running.close()
         server.until_idle()
         assert server.raw("POST", "/v1/completions", asked)[0] == 200
@@ -264,9 +267,11 @@ def test_it_listens_where_it_was_told_to_and_nowhere_else(server):
             pass
 
 
-def test_a_request_has_a_deadline(folder):
-    server = serve(folder, "plain", "--unverified", "--deadline", "0.3")
+def test_a_request_has_a_deadline_and_a_limit_of_tokens(folder):
+    server = serve(folder, "plain", "--unverified", "--deadline", "0.3", "--max-tokens", "900")
     try:
+        status, told, _ = server.post("/v1/completions", {**LONG, "max_tokens": 901})
+        assert (status, "this server makes at most 900" in told["error"]["message"]) == (400, True)
         endless = {**LONG, "n": 16}
         status, told, _ = server.post("/v1/completions", endless)
         assert (status, told["error"]["code"]) == (504, "deadline_exceeded")

@@ -170,7 +170,9 @@ def _texts(face: Face) -> APIRouter:
     async def reply(kind: type[Asked], request: Request) -> Response:
         asked = parse(kind, await body_of(request))
         tenancy = face.house.find(asked.model)
-        return Reply(face.house, face.metrics, face.log, await prompted(tenancy, asked), face.limits.deadline)
+        return Reply(
+            face.house, face.metrics, face.log, await prompted(tenancy, asked, face.limits.tokens), face.limits.deadline
+        )
 
     @router.post("/v1/chat/completions", operation_id="chat", openapi_extra=takes(ChatRequest),
                  responses={200: _streamed(shapes.ChatCompletion)})  # fmt: skip

@@ -28,6 +28,7 @@ from hermitcrab.serve.requests import Refusal
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/", "/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
 """Paths that need no key: the page, which is the same for everybody, and what watches the process."""
+REJECTED = ("queue_full", "draining", "model_changed", "rate_limit_exceeded", "concurrency_limit")
 LINGER, LINGER_SECONDS = 32 << 20, 2.0
 IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -39,11 +40,13 @@ class Limits:
     Attributes:
         body: bytes of a body; `body_seconds`: in which it must be here.
         deadline: seconds from a request to the end of its answer.
+        tokens: of an answer, at most.
     """
 
     body: int = 8 << 20
     body_seconds: float = 30.0
     deadline: float = 600.0
+    tokens: int | None = None
 
 
 def refused(error: Refusal) -> JSONResponse:
@@ -193,6 +196,8 @@ class Passage:
         route = getattr(self.scope.get("route"), "path", "none")
         status = self.status or 499  # the client left before there was a status
         self.door.metrics.http.labels(route, self.scope["method"], str(status)).inc()
+        if (outcome := self.told.get("outcome")) in REJECTED:
+            self.door.metrics.rejections.labels(self.told.get("model", ""), outcome).inc()
         if route in ("/health/live", "/health/ready", "/metrics") and status == 200:
             return  # asked every few seconds by those who watch
         seconds = round(time.perf_counter() - self.began, 4)

@@ -54,8 +54,8 @@ class Prompted:
         return sum(map(len, self.prompts))
 
 
-async def prompted(tenancy: Tenancy, asked: Asked) -> Prompted:
-    """The prompts in tokens, and how they are to be answered.
+async def prompted(tenancy: Tenancy, asked: Asked, most: int | None = None) -> Prompted:
+    """The prompts in tokens, and how they are to be answered; with `most` tokens each, where the server has such a limit.
 
     Raises:
         Refusal: the template refuses the messages, a prompt is too long, something is asked that this model cannot do.
@@ -72,11 +72,11 @@ async def prompted(tenancy: Tenancy, asked: Asked) -> Prompted:
         else []
     )
     if sum(len(str(getattr(part, "content", part))) for part in parts) > SHORT:
-        return await asyncio.to_thread(_prompted, tenancy, asked)
-    return _prompted(tenancy, asked)
+        return await asyncio.to_thread(_prompted, tenancy, asked, most)
+    return _prompted(tenancy, asked, most)
 
 
-def _prompted(tenancy: Tenancy, asked: Asked) -> Prompted:
+def _prompted(tenancy: Tenancy, asked: Asked, most: int | None) -> Prompted:
     limit, tools, schema = asked.limit, None, None
     if isinstance(asked, ChatRequest):
         param = "messages"
@@ -95,7 +95,12 @@ def _prompted(tenancy: Tenancy, asked: Asked) -> Prompted:
     if not all(prompts) or room < 1:
         why = f"it has {longest:,} tokens, and the model has room for {positions:,}, answer included"
         raise Refusal(400, f"`{param}`: {why if all(prompts) else 'it has no token'}", param, "context_length_exceeded")
+    if most is not None and (limit or 0) > most:
+        raise Refusal(
+            400, f"`max_tokens`: this server makes at most {most:,}. Received: {limit:,}", "max_tokens", "invalid_value"
+        )
     if limit is None:
+        room = min(room, most or room)
         limit = room if isinstance(asked, ChatRequest) else min(room, COMPLETION_TOKENS)
     if limit > room:
         why = f"{limit:,} tokens do not fit behind a prompt of {longest:,}; there is room for {room:,}"
@@ -170,6 +175,7 @@ class Reply(Response):
         self.writer = Writer(
             self.chat, tenancy.name, tenancy.digest, text.bytes_of, prompted.options.logprobs is not None
         )
+        self.between = metrics.between.labels(tenancy.name)
         self.choices = [Choice(i) for i in range(prompted.answers)]
         self.began = time.perf_counter()
         self.first: float | None = None
@@ -314,12 +320,16 @@ class Reply(Response):
         answer = Answer(request.tenancy.worker, _decoder(request), _ends(request), prompt, options, request.asked.stops)
         calls = Calls(tools) if tools else None
         held: list[Logprob] = []
+        last = self.began
         pieces = answer.told()
         async with aclosing(pieces):
             async for told in pieces:
-                choice.tokens = answer.tokens
+                now = time.perf_counter()
+                if answer.tokens > choice.tokens > 0:
+                    self.between.observe((now - last) / (answer.tokens - choice.tokens))
+                last, choice.tokens = now, answer.tokens
                 if self.first is None:
-                    self.first = time.perf_counter() - self.began
+                    self.first = now - self.began
                     if self.chat:
                         for index in range(len(self.choices)):
                             yield writer.first(index)
