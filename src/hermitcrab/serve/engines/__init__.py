@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from hermitcrab.serve.engine import Engine, Spec
 
 ENGINES = {
+    "openvino-genai": "hermitcrab.serve.engines.openvino:OpenVINO",
+    "llama.cpp": "hermitcrab.serve.engines.llamacpp:LlamaCpp",
     "transformers": "hermitcrab.serve.engines.reference:Transformers",
 }
 
