@@ -299,7 +299,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "odd"}}}},
             400,
-            "cannot be enforced",
+            "expected one of object, array",
         ),
         ({"functions": [{}]}, 400, "`functions` is not supported"),
         ({"presence_penalty": 0.5}, 400, "`presence_penalty` is not supported"),

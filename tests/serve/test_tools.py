@@ -8,8 +8,6 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-pytest.importorskip("llguidance")
 from serving import TOOLS_TEMPLATE
 from tiny import TEMPLATE
 

@@ -40,7 +40,7 @@ def start(
         UsageError: a port that is taken, a key that is not there.
         HermitcrabError: a package that does not verify or cannot be loaded.
     """
-    for module in ("fastapi", "uvicorn", "httptools", "prometheus_client", "llguidance"):
+    for module in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
         needs(module, "serve")
     from hermitcrab.serve.api import Face, make_app
     from hermitcrab.serve.door import LOOPBACK

@@ -149,18 +149,18 @@ def rows_of(tenancy: Tenancy, given: Any, param: str) -> list[list[int]]:
 
 
 def _schema(schema: dict[str, Any], param: str) -> str:
-    """A schema as its engine takes it, checked by the library that all engines use.
+    """A schema as engines take it.
 
     Raises:
-        Refusal: it is none, or uses what cannot be enforced.
+        Refusal: it is none, or asks for what not every engine holds an answer to.
     """
-    from llguidance import LLMatcher
+    from hermitcrab.serve.engines.schema import check
 
     written = json.dumps(schema, ensure_ascii=False)
-    if error := LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(written)):
-        raise Refusal(
-            400, f"`{param}`: this schema cannot be enforced: {' '.join(error.split())[:200]}", param, "invalid_schema"
-        )
+    try:
+        check(written)
+    except HermitcrabError as error:
+        raise Refusal(400, f"`{param}`: {error}", param, "invalid_schema") from error
     return written
 
 
