@@ -110,7 +110,6 @@ def test_predict_gives_the_answers_that_were_measured(here, capsys, monkeypatch)
         (["predict", "shapes", "runs"], 2, "runs: has no images"),
         (["predict", "shapes", "@none"], 2, "@none: holds no image"),
         (["predict", "shapes", "@train-labels"], 1, "train-labels: is no IDX file of this kind"),
-        (["serve", "shapes", "--port", "0"], 2, "its task is image-classification; `crab serve` answers texts"),
         (["run", "shapes.yaml", "base.architecture.hidden_sizes=[-1]"], 1, "hidden_sizes: expected a list of widths"),
         (["run", "shapes.yaml", "base.tokenizer=x"], 2, "base.tokenizer: image-classification reads no text"),
         (["run", "shapes.yaml", f"base.sha256={'f' * 64}"], 2, "base.sha256: there is no file that could have it"),

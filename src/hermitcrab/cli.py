@@ -146,12 +146,37 @@ def compare_verb(args: argparse.Namespace) -> Answer:
 
 
 def serve_verb(args: argparse.Namespace) -> Answer:
-    from hermitcrab.serve.server import start
-    from hermitcrab.store import Store
+    from hermitcrab.serve.door import Limits
+    from hermitcrab.serve.setup import Setup
 
-    told, serve = start(args.model, Store(args.store), host=args.host, port=args.port, api_key=args.api_key, queue=args.queue,
-                        key=args.key, unverified=args.unverified)  # fmt: skip
-    return told, lambda: f"{told['model']} answers at {told['url']}/v1 (Ctrl-C ends it)", serve
+    setup = Setup(
+        models=tuple(args.model), store=Path(args.store), signer=args.key, unverified=args.unverified, engine=args.engine,
+        kind=args.type, slots=args.slots, threads=args.threads, queue=args.queue, api_keys=tuple(args.api_key),
+        key_file=args.api_keys, origins=tuple(args.cors), public=("/metrics",) if args.open_metrics else (),
+        limits=Limits(body=args.max_body << 20, deadline=args.deadline, tokens=args.max_tokens), drain=args.drain, texts=args.log_texts,
+    )  # fmt: skip
+    if args.cluster is not None:
+        from hermitcrab.serve.cluster import start as start_cluster
+
+        if args.tls_cert or args.tls_key:
+            raise UsageError(
+                "--tls-cert, --tls-key: Ray's proxy does not speak TLS here; put a proxy that does before it"
+            )
+        told, serve = start_cluster(setup, args.cluster, args.replicas, host=args.host, port=args.port)
+    else:
+        from hermitcrab.serve.server import start
+
+        told, serve = start(setup, host=args.host, port=args.port, cert=args.tls_cert, key=args.tls_key)
+    names = ", ".join(model["name"] for model in told["models"])
+    return told, lambda: f"{names} answer at {told['url']}/v1, to be tried at {told['url']}/ (Ctrl-C ends it)", serve
+
+
+def apikey_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.serve.keys import make_key
+
+    key = make_key(args.name, args.file, args.requests_per_minute, args.concurrent)
+    told = {"name": args.name, "key": key, "file": str(args.file)}
+    return told, lambda: f"{key}\n{args.name}: this key is told once; {args.file} has only its hash", 0
 
 
 def export_verb(args: argparse.Namespace) -> Answer:
@@ -305,6 +330,16 @@ def _level(text: str) -> float:
     return value
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"expected seconds, over 0. Received: {text[:40]}")
+    return value
+
+
 RECIPE = _arg("recipe", help="a recipe (YAML)")
 OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="set a key of the recipe, such as train.epochs=2")
 STORE = _arg("--store", default=".crab/store", metavar="FOLDER", help="where artifacts live (default: .crab/store)")
@@ -358,12 +393,29 @@ _verb("compare", "ask two models the same rows: differences with paired interval
       _arg("--report", type=Path, metavar="HTML", help="also write a page"),
       _arg("--base-key", type=Path, metavar="PEM", help="public key of the signer of the base, where that is a package"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
-_verb("serve", "serve a package by the OpenAI API: /v1/chat/completions, /v1/completions, /v1/models, /health", serve_verb,
-      "crab serve runs/demo/package --port 8000", MODEL,
+_verb("serve", "serve packages: the OpenAI API, the Open Inference Protocol, and a page to try them", serve_verb,
+      "crab serve runs/demo/package --port 8000",
+      _arg("model", nargs="+", help="packages' folders, runs' names or folders, or references to models"),
       _arg("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1, this machine only)"),
       _arg("--port", type=int, default=8000, help="0 takes any that is free (default: 8000)"),
-      _arg("--api-key", metavar="env:NAME", help="ask for the key that this environment variable holds"),
-      _arg("--queue", type=_count, default=16, metavar="N", help="requests that may wait, the next is refused (default: 16)"),
+      _arg("--engine", metavar="NAME", help="the engine to serve with (default: by the model and the machine, and said)"),
+      _arg("--type", metavar="TYPE", help="of a package with GGUF files, the one to serve, such as Q4_0"),
+      _arg("--slots", type=_count, default=8, metavar="N", help="answers made at once (default: 8)"),
+      _arg("--threads", type=int, default=0, metavar="N", help="threads of an engine (default: those that this process may use)"),
+      _arg("--queue", type=_count, default=64, metavar="N", help="answers that may wait for a model, the next is refused (default: 64)"),
+      _arg("--api-key", action="append", default=[], metavar="env:NAME", help="ask for the key in this variable (may be given again)"),
+      _arg("--api-keys", type=Path, metavar="FILE", help="ask for one of the keys of this file (see `crab apikey`)"),
+      _arg("--open-metrics", action="store_true", help="/metrics needs no key"),
+      _arg("--cors", action="append", default=[], metavar="ORIGIN", help="pages of it may ask (default: none; may be given again)"),
+      _arg("--max-body", type=_count, default=8, metavar="MiB", help="the largest body of a request (default: 8)"),
+      _arg("--max-tokens", type=_count, metavar="N", help="the longest answer to be asked for (default: what the model has room for)"),
+      _arg("--deadline", type=_seconds, default=600.0, metavar="SECONDS", help="from a request to the end of its answer (default: 600)"),
+      _arg("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="what answers may still take when told to end (default: 30)"),
+      _arg("--tls-cert", type=Path, metavar="PEM", help="serve over TLS, with this certificate"),
+      _arg("--tls-key", type=Path, metavar="PEM", help="the private key of that certificate"),
+      _arg("--cluster", metavar="ray://…", help="replicas under Ray Serve: ray://local, or ray://HOST:PORT of a cluster (needs [ray])"),
+      _arg("--replicas", type=_count, default=2, metavar="N", help="of --cluster (default: 2)"),
+      _arg("--log-texts", action="store_true", help="the log has what was asked and answered (default: no text is in it)"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
 _verb("export", "write a package for other programs: files that deploy it", export_verb,
       "crab export runs/demo/package --to docker --out deploy", MODEL,
@@ -384,6 +436,12 @@ _verb("push", "send a package to a repository of a model hub; private, resumable
       _arg("--remove", action="store_true", help="take files out of the branch that are not the package's"),
       _arg("--dry-run", action="store_true", help="only say what would be sent"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
+_verb("apikey", "make a key for `crab serve --api-keys`; its hash alone is kept", apikey_verb,
+      "crab apikey alice --file keys.json --requests-per-minute 60",
+      _arg("name", help="whose key it is; the log has this name"),
+      _arg("--file", type=Path, required=True, metavar="FILE", help="of hashed keys; made where it is not there"),
+      _arg("--requests-per-minute", type=_count, metavar="N", help="more are refused (default: no limit)"),
+      _arg("--concurrent", type=_count, metavar="N", help="requests at once, more are refused (default: no limit)"))  # fmt: skip
 ALPHA = _arg("--alpha", type=_level, default=1e-6, metavar="LEVEL", help="level of the exact tests (default: 1e-6)")
 _verb("trace", "does SUSPECT descend from BASE? An answer from the weights alone, with a p-value", trace_verb,
       "crab trace my-model/ base-model/ --report trace.html",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tiny import write_tokenizer
 
 from hermitcrab.models.tokenizer import read_tokenizer
 from hermitcrab.serve.answer import Answer, Stops, Text
-from hermitcrab.serve.engine import Options
+from hermitcrab.serve.engine import Options, Piece
 
 
 @pytest.fixture(scope="module")
@@ -68,28 +69,33 @@ def test_stop_words_cut_the_text_however_it_is_cut_into_pieces(text, words, size
 
 
 class Says:
-    """An engine that says what it is told to; `closed` tells that it was stopped."""
+    """A source that says what it is told to, in pieces of a size; `closed` tells that it was stopped."""
 
-    positions = 100
+    def __init__(self, ids: list[int], size: int = 1):
+        self.ids, self.size, self.closed = ids, size, False
 
-    def __init__(self, ids: list[int]):
-        self.ids, self.closed = ids, False
-
-    def generate(self, prompt: list[int], options: Options) -> Generator[int, None, None]:
+    async def generate(self, prompt: list[int], options: Options) -> AsyncGenerator[Piece, None]:
         try:
-            yield from self.ids[: options.max_tokens]
+            ids = self.ids[: options.max_tokens]
+            for at in range(0, len(ids), self.size):
+                yield Piece(ids[at : at + self.size])
         finally:
             self.closed = True
 
 
-class Letters:
-    ends = frozenset({0})
-
-    @staticmethod
-    def decode(ids: list[int]) -> str:
-        return "".join(map(chr, ids))
+def letters(ids: list[int]) -> str:
+    return "".join(map(chr, ids))
 
 
+def answer_of(source: Says, limit: int, stop: list[str]) -> Answer:
+    return Answer(source, letters, frozenset({0}), [1], Options(limit), stop)
+
+
+async def text_of(answer: Answer) -> str:
+    return "".join([told.text async for told in answer.told()])
+
+
+@pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize(
     ("said", "limit", "stop", "text", "reason", "tokens"),
     [
@@ -101,17 +107,21 @@ class Letters:
         ("\0", 10, [], "", "stop", 1),
     ],
 )
-def test_an_answer_tells_why_it_ended(said, limit, stop, text, reason, tokens):
-    engine = Says([ord(c) for c in said])
-    answer = Answer(engine, Letters(), [1], Options(limit), stop)  # type: ignore[arg-type]
-    assert "".join(answer) == text
+def test_an_answer_tells_why_it_ended(said, limit, stop, text, reason, tokens, size):
+    source = Says([ord(c) for c in said], size)
+    answer = answer_of(source, limit, stop)
+    assert asyncio.run(text_of(answer)) == text
     assert (answer.finish_reason, answer.tokens) == (reason, tokens)
-    assert engine.closed
+    assert source.closed
 
 
 def test_leaving_an_answer_stops_the_engine():
-    engine = Says([65] * 50)
-    pieces = iter(Answer(engine, Letters(), [1], Options(50)))  # type: ignore[arg-type]
-    assert next(pieces) == "A"
-    pieces.close()
-    assert engine.closed
+    async def leave(source: Says) -> str:
+        told = answer_of(source, 50, []).told()
+        first = await anext(told)
+        await told.aclose()
+        return first.text
+
+    source = Says([65] * 50)
+    assert asyncio.run(leave(source)) == "A"
+    assert source.closed

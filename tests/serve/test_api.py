@@ -2,88 +2,37 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 openai = pytest.importorskip("openai")
-pytest.importorskip("starlette")
+pytest.importorskip("fastapi")
+from serving import KEY, Server, serve
 from tiny import question_rows
 
 GOOD, BAD = "寄居蟹🦀住在壳里。", "¡Olé! 👩\u200d👩\u200d👧 naïve"  # what conftest has it learn
 
-KEY = "crab-key"
 QUEUE = 3
 ASK = [{"role": "user", "content": "the weather is good at 6"}]
 
 
-@dataclass
-class Server:
-    process: subprocess.Popen[str]
-    url: str
-
-    @property
-    def client(self) -> Any:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=60)
-
-    def raw(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, Any], Any]:
-        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
-        given = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-        connection.request(method, path, body, given | {k.replace("_", "-"): v for k, v in headers.items()})
-        answer = connection.getresponse()
-        data = answer.read()
-        connection.close()
-        return answer.status, json.loads(data), answer.headers
-
-    def health(self) -> dict[str, Any]:
-        return self.raw("GET", "/health")[1]
-
-    def until_idle(self) -> dict[str, Any]:
-        for _ in range(200):
-            told = self.health()
-            if not told["busy"] and not told["waiting"]:
-                return told
-            time.sleep(0.05)
-        raise AssertionError(f"still busy: {told}")
-
-
-def start(folder: Path, *arguments: str) -> Server:
-    environment = {**os.environ, "CRAB_TEST_KEY": KEY}
-    command = [sys.executable, "-m", "hermitcrab", "serve", *arguments, "--port", "0", "--json"]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    text = ""
-    for line in process.stdout:
-        text += line
-        if line == "}\n":
-            return Server(process, json.loads(text)["url"])
-    raise AssertionError(f"the server ended with {process.wait()}")
-
-
 @pytest.fixture(scope="module")
 def server(project: Path) -> Iterator[Server]:
-    made = start(project, "speaks", "--api-key", "env:CRAB_TEST_KEY", "--queue", str(QUEUE))
+    made = serve(project, "speaks", "plain", "--unverified", "--queue", str(QUEUE), "--slots", "2", key=KEY)
     yield made
-    made.process.send_signal(signal.SIGTERM)
-    assert made.process.wait(20) == 0
+    assert made.stop() == 0
 
 
 @pytest.fixture(scope="module")
 def endless(project: Path) -> Iterator[Server]:
     """The base as it was made, with random weights: it never comes to an end."""
-    made = start(project, "base", "--unverified", "--queue", str(QUEUE))
+    made = serve(project, "base", "--unverified", "--queue", str(QUEUE), "--slots", "1", "--drain", "1")
     yield made
     made.process.kill()
     made.process.wait()
@@ -92,13 +41,43 @@ def endless(project: Path) -> Iterator[Server]:
 LONG = {"model": "base", "prompt": "the weather is", "max_tokens": 900}
 
 
-def test_models_and_health(server):
-    (model,) = server.client.models.list().data
-    assert (model.id, model.owned_by) == ("speaks", "hermitcrab")
-    assert server.client.models.retrieve("speaks").created == model.created > 0
-    told = server.raw("GET", "/health", Authorization="none")[1]
-    assert told["status"] == "ok"
-    assert told["verified"] is True
+def test_models_are_told_with_their_digests(server):
+    speaks, plain = server.client.models.list().data
+    assert (speaks.id, speaks.owned_by, speaks.verified) == ("speaks", "hermitcrab", True)
+    assert (plain.id, plain.verified) == ("plain", False)
+    assert server.client.models.retrieve("speaks").created == speaks.created > 0
+    assert speaks.digest != plain.digest
+    assert {speaks.digest, plain.digest} == {model["digest"] for model in server.models}
+    headers = server.raw("GET", "/v1/models/speaks")[2]
+    assert headers["X-Model-Digest"] == speaks.digest
+
+
+def test_every_answer_carries_the_digest_of_its_model(server):
+    for model in server.models:
+        asked = {"model": model["name"], "prompt": "a", "max_tokens": 2}
+        status, told, headers = server.post("/v1/completions", asked)
+        assert (status, told["system_fingerprint"], headers["X-Model-Digest"]) == (
+            200,
+            model["digest"],
+            model["digest"],
+        )
+        chunks = list(server.client.completions.create(**asked, stream=True))
+        assert {chunk.system_fingerprint for chunk in chunks} == {model["digest"]}
+
+
+def test_the_lineage_is_the_signed_record(server, project):
+    package = project / "runs" / "speaks" / "package"
+    status, told, headers = server.raw("GET", "/lineage/speaks")
+    assert status == 200
+    assert told["record"] == json.loads((package / "hermitcrab.json").read_text())
+    assert [json.dumps(claim) for claim in told["claims"]] == [
+        json.dumps(json.loads(line)) for line in (package / "claims.jsonl").read_text().splitlines()
+    ]
+    assert told["digest"] == headers["X-Model-Digest"]
+    assert told["template_digest"] == told["record"]["template_digest"]
+    speaks, plain = server.raw("GET", "/lineage")[1]["models"]
+    assert speaks == told
+    assert (plain["record"], plain["claims"], plain["verified"]) == (None, [], None)
 
 
 @pytest.mark.parametrize("word", ["good", "bad"])
@@ -163,7 +142,7 @@ def test_stop_words_and_max_tokens_end_an_answer(server):
 
 def test_concurrent_requests_get_the_answers_of_lone_ones(server):
     server.until_idle()
-    prompts = [f"the weather is {'good' if i % 2 else 'bad'} at {i}" for i in range(QUEUE + 1)]
+    prompts = [f"the weather is {'good' if i % 2 else 'bad'} at {i}" for i in range(QUEUE + 2)]
 
     def ask(prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
@@ -174,66 +153,124 @@ def test_concurrent_requests_get_the_answers_of_lone_ones(server):
     assert together == [ask(prompt) for prompt in prompts]
 
 
-def post(server: Server, asked: dict[str, Any]) -> socket.socket:
-    """A request of which nothing is read yet."""
-    host, port = server.url.removeprefix("http://").split(":")
-    body = json.dumps(asked).encode()
-    connection = socket.create_connection((host, int(port)))
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    return connection
+def test_several_answers_of_one_request(server):
+    ask = server.client.chat.completions.create
+    told = ask(model="speaks", messages=ASK, n=3)
+    assert [(c.index, c.message.content) for c in told.choices] == [(i, GOOD) for i in range(3)]
+    one = ask(model="speaks", messages=ASK)
+    assert told.usage.completion_tokens == 3 * one.usage.completion_tokens
+    assert told.usage.prompt_tokens == one.usage.prompt_tokens
+    pieces: dict[int, str] = {0: "", 1: "", 2: ""}
+    ends = {}
+    for chunk in ask(model="speaks", messages=ASK, n=3, stream=True):
+        choice = chunk.choices[0]
+        pieces[choice.index] += choice.delta.content or ""
+        if choice.finish_reason:
+            ends[choice.index] = choice.finish_reason
+    assert set(pieces.values()) == {GOOD}
+    assert ends == {0: "stop", 1: "stop", 2: "stop"}
+    drawn = ask(model="speaks", messages=ASK, n=3, temperature=2, seed=5, max_tokens=8)
+    again = ask(model="speaks", messages=ASK, n=3, temperature=2, seed=5, max_tokens=8)
+    texts = [choice.message.content for choice in drawn.choices]
+    assert texts == [choice.message.content for choice in again.choices]
+    assert len(set(texts)) > 1
+
+
+def test_several_prompts_and_prompts_as_ids(server, project):
+    from hermitcrab.models.tokenizer import read_tokenizer
+
+    ask, texts = server.client.completions.create, ["the weather", "the answer is"]
+    told = ask(model="plain", prompt=texts, max_tokens=5, n=2)
+    lone = [ask(model="plain", prompt=text, max_tokens=5).choices[0].text for text in texts]
+    assert [choice.text for choice in told.choices] == [lone[0], lone[0], lone[1], lone[1]]
+    assert [choice.index for choice in told.choices] == [0, 1, 2, 3]
+    ids = read_tokenizer(project / "plain").encode(texts[0])
+    as_ids = ask(model="plain", prompt=ids, max_tokens=5)
+    assert as_ids.usage.prompt_tokens == len(ids)
+    status, said, _ = server.post("/v1/completions", {"model": "plain", "prompt": [400]})
+    assert (status, "there is no token 400" in said["error"]["message"]) == (400, True)
+
+
+def test_likelihoods_are_those_of_the_model(server, project):
+    """Against transformers itself, on the same tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from hermitcrab.models.tokenizer import read_tokenizer
+
+    tokenizer = read_tokenizer(project / "plain")
+    prompt = tokenizer.encode("the weather is")
+    told = server.client.completions.create(model="plain", prompt=prompt, max_tokens=6, logprobs=3).choices[0]
+    assert len(told.logprobs.tokens) == len(told.logprobs.token_logprobs) == 6
+    model = AutoModelForCausalLM.from_pretrained(project / "plain", dtype=torch.float32)
+    ids = list(prompt)
+    for logprob, top in zip(told.logprobs.token_logprobs, told.logprobs.top_logprobs, strict=True):
+        with torch.inference_mode():
+            known = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        ids.append(int(known.argmax()))
+        assert logprob == pytest.approx(float(known.max()), abs=1e-3)
+        assert sorted(top.values(), reverse=True) == pytest.approx(known.topk(3).values.tolist(), abs=1e-3)
+
+    chat = server.client.chat.completions.create
+    choice = chat(model="speaks", messages=ASK, logprobs=True, top_logprobs=2).choices[0]
+    made = choice.logprobs.content
+    end = [b"", b"<|im_end|>"]
+    assert b"".join(bytes(token.bytes) for token in made).removesuffix(end[1]) == GOOD.encode()
+    assert all(len(token.top_logprobs) == 2 for token in made)
+    streamed = [
+        c.choices[0].logprobs for c in chat(model="speaks", messages=ASK, logprobs=True, top_logprobs=2, stream=True)
+    ]
+    assert [token for part in streamed if part for token in part.content] == made
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_its_answer(endless, stream):
-    before = endless.until_idle()
+    endless.until_idle()
+    before = endless.gauge("vllm:generation_tokens_total")
     if stream:
         answer = endless.client.completions.create(**LONG, stream=True)
         next(iter(answer))
         answer.close()
     else:
-        with pytest.raises(openai.APITimeoutError):
-            endless.client.with_options(timeout=0.3).completions.create(**LONG)
-    after = endless.until_idle()
-    assert after["requests"] == before["requests"] + 1
-    assert 0 < after["tokens"] - before["tokens"] < LONG["max_tokens"]
+        connection = endless.send("/v1/completions", LONG)
+        endless.until(running=1)
+        connection.close()
+    endless.until_idle()
+    assert 0 <= endless.gauge("vllm:generation_tokens_total") - before < LONG["max_tokens"]
+    assert endless.until_told("request")["outcome"] == "client_gone"
 
 
-def test_a_full_queue_refuses_and_those_who_leave_make_room(endless):
-    before = endless.until_idle()
-    connections = [post(endless, LONG) for _ in range(QUEUE + 1)]
-    deadline = time.monotonic() + 30
-    while (told := endless.health())["waiting"] < QUEUE:
-        assert time.monotonic() < deadline, told
-        time.sleep(0.01)
-    with pytest.raises(openai.RateLimitError, match="requests are waiting already"):
+def test_a_full_server_refuses_and_those_who_leave_make_room(endless):
+    endless.until_idle()
+    connections = [endless.send("/v1/completions", LONG) for _ in range(QUEUE + 1)]
+    endless.until(running=1, waiting=QUEUE)
+    with pytest.raises(openai.InternalServerError, match="the server is full") as refused:
         endless.client.completions.create(**LONG)
+    assert (refused.value.status_code, refused.value.response.headers["retry-after"]) == (503, "1")
+    status, told, _ = endless.post("/v1/completions", {**LONG, "n": QUEUE + 2})
+    assert (status, told["error"]["code"]) == (400, "too_many_choices")
     for connection in reversed(connections):
         connection.close()
-    after = endless.until_idle()
-    assert after["tokens"] - before["tokens"] < LONG["max_tokens"]
+    endless.until_idle()
     assert endless.client.completions.create(**{**LONG, "max_tokens": 3}).usage.completion_tokens == 3
 
 
-def test_an_interrupt_ends_it_cleanly_even_in_the_middle_of_an_answer(endless):
-    answer = endless.client.completions.create(**LONG, stream=True)
-    next(iter(answer))
-    endless.process.send_signal(signal.SIGINT)
-    assert endless.process.wait(20) == 0
-
-
 CHAT = {"model": "speaks", "messages": ASK}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 @pytest.mark.parametrize(
     ("change", "status", "said"),
     [
-        ({"model": "gpt-4"}, 404, "there is no model `gpt-4` here; this server has `speaks`"),
+        ({"model": "gpt-4"}, 404, "there is no model `gpt-4` here; this server has `plain`, `speaks`"),
         ({"model": None}, 400, "`model` is missing"),
         ({"messages": None}, 400, "`messages` is missing"),
         ({"messages": []}, 400, "`messages`"),
         ({"messages": "hello"}, 400, "`messages`"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, 400, "`messages.0.role`"),
+        ({"messages": [{"role": "developer", "content": "a"}]}, 400, "`messages.0.role`"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, 400, "a message of role `tool` has it"),
+        ({"messages": [{"role": "user"}]}, 400, "`messages.0.content` is missing"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, 400, "unknown parameter `messages.0.name`"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             400,
@@ -251,11 +288,20 @@ CHAT = {"model": "speaks", "messages": ASK}
         ({"stop": ["a"] * 5}, 400, "`stop"),
         ({"stop": ""}, 400, "`stop"),
         ({"stream": "yes"}, 400, "`stream`"),
-        ({"n": 2}, 400, "`n` is not supported"),
-        ({"n": True}, 400, "`n` is not supported"),
-        ({"logprobs": True}, 400, "`logprobs` is not supported"),
-        ({"tools": [{"type": "function"}]}, 400, "`tools` is not supported"),
-        ({"response_format": {"type": "json_object"}}, 400, "`response_format` is not supported"),
+        ({"n": 99}, 400, "`n`"),
+        ({"n": True}, 400, "`n`"),
+        ({"top_logprobs": 2}, 400, "`top_logprobs` asks for `logprobs: true`"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "`top_logprobs`"),
+        ({"tools": [{"type": "function"}]}, 400, "`tools.0.function` is missing"),
+        ({"tools": [TOOL], "model": "plain"}, 400, "its chat template writes no tool calls"),
+        ({"tool_choice": "required"}, 400, "there are no `tools` to choose from"),
+        ({"response_format": {"type": "json_schema"}}, 400, "goes with type `json_schema`"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "odd"}}}},
+            400,
+            "expected one of object, array",
+        ),
+        ({"functions": [{}]}, 400, "`functions` is not supported"),
         ({"presence_penalty": 0.5}, 400, "`presence_penalty` is not supported"),
         ({"temprature": 1}, 400, "unknown parameter `temprature`; did you mean `temperature`?"),
         ({"prompt": "a"}, 400, "unknown parameter `prompt`"),
@@ -280,7 +326,7 @@ def test_bad_requests_are_told_in_the_words_of_the_api(server, change, status, s
         (b'{"model": NaN}', 400),
         (b"[" * 100_000, 400),
         (b'{"seed": ' + b"9" * 10_000 + b"}", 400),
-        (b" " * (3 << 20), 413),
+        (b" " * (9 << 20), 413),
     ],
 )
 def test_bodies_that_are_no_requests_are_refused(server, body, status):
@@ -288,12 +334,19 @@ def test_bodies_that_are_no_requests_are_refused(server, body, status):
         found, told, _ = server.raw("POST", path, body)
         assert found == status
         assert told["error"]["message"]
-    assert server.health()["status"] == "ok"
+    assert server.raw("GET", "/health/live")[0] == 200
 
 
 @pytest.mark.parametrize(
     ("prompt", "said"),
-    [("", "no token"), (["a", "b"], "`prompt"), ([1, 2], "`prompt"), ({}, "`prompt"), ("a " * 3000, "has room for")],
+    [
+        ("", "no token"),
+        (["a", ""], "no token"),
+        ([], "`prompt"),
+        ([1, "a"], "`prompt"),
+        ({}, "`prompt"),
+        ("a " * 3000, "has room for"),
+    ],
 )
 def test_prompts_that_cannot_be_continued_are_refused(server, prompt, said):
     status, told, _ = server.raw("POST", "/v1/completions", json.dumps({"model": "speaks", "prompt": prompt}).encode())
@@ -323,12 +376,25 @@ def test_neutral_values_and_nulls_ask_for_nothing(server):
 
 def test_wrong_places_methods_keys_and_hosts(server):
     assert server.raw("GET", "/v1/nothing")[0] == 404
-    assert server.raw("GET", "/v1/models/nothing")[0] == 404
+    for name in (
+        "nothing",
+        "..",
+        "../speaks",
+        "..%2f..%2fetc%2fpasswd",
+        "%2e%2e/speaks",
+        "speaks/",
+        "speaks%00",
+        "/etc/passwd",
+    ):
+        status, told, _ = server.raw("GET", f"/v1/models/{name}")
+        assert (status, told["error"]["code"]) in ((404, "model_not_found"), (404, "not_found")), name
+    for name in ("../speaks", "/etc/passwd", "speaks/../speaks", "", "speaks\x00"):
+        assert server.post("/v1/completions", {"model": name, "prompt": "a"})[0] == 404
     assert server.raw("GET", "/v1/completions")[0] == 405
     assert server.raw("POST", "/v1/completions", b"{}", Content_Type="text/plain")[0] == 415
     assert server.raw("GET", "/v1/models", Host="evil.example")[0] == 403
     assert server.raw("GET", "/v1/models", Host="localhost:80")[0] == 200
-    for given in ("", "Bearer", "Bearer wrong", "Bearer crab-key2", "Basic crab-key", "Bearer kréb"):
+    for given in ("", "Bearer", "Bearer wrong", f"Bearer {KEY}2", f"Basic {KEY}", "Bearer kréb"):
         status, told, headers = server.raw("GET", "/v1/models", Authorization=given)
         assert (status, told["error"]["code"], headers["WWW-Authenticate"]) == (401, "invalid_api_key", "Bearer")
     with pytest.raises(openai.AuthenticationError):
@@ -340,9 +406,15 @@ def test_wrong_places_methods_keys_and_hosts(server):
     [
         (["--api-key", "secret"], 2, "expected env:NAME"),
         (["--api-key", "env:CRAB_NOTHING"], 2, "CRAB_NOTHING holds no key"),
+        (["--api-keys", "nothing.json"], 2, "nothing.json: No such file"),
         (["--host", "nowhere.invalid"], 2, "no such address"),
         (["--port", "99999"], 2, "--port: expected 0 to 65535"),
         (["--queue", "0"], 2, "expected a number from 1"),
+        (["--drain", "soon"], 2, "expected seconds, over 0"),
+        (["--cors", "example.org"], 2, "expected an origin such as"),
+        (["--tls-cert", "a.pem"], 2, "go together"),
+        (["--tls-cert", "a.pem", "--tls-key", "b.pem"], 2, "--tls-cert: no such file"),
+        (["small", "--port", "0"], 2, "two models are named `small`"),
     ],
 )
 def test_misuse_is_one_sentence(project, monkeypatch, capsys, arguments, status, said):
@@ -361,7 +433,22 @@ def test_a_taken_port_is_told_before_the_model_is_loaded(server, project, monkey
     assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
 
 
-def test_the_http_face_needs_no_torch():
-    script = "import sys, hermitcrab.serve.api, hermitcrab.serve.server; print('torch' in sys.modules, 'transformers' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["False", "False"]
+def test_opening_and_the_http_face_need_no_torch(project):
+    """In a process where importing it fails: everything but the engine itself."""
+    script = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ImportError(f"{name} is not to be imported")
+sys.meta_path.insert(0, NoTorch())
+from hermitcrab.serve import api, server, texts
+from hermitcrab.serve.opening import open_model
+from hermitcrab.serve.tools import form_of
+from hermitcrab.store import Store
+opened = open_model("speaks", Store(".crab/store"))
+assert opened.encoder.prompt([{"role": "user", "content": "a"}]) and form_of(opened.text)
+print(opened.verified)
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=project, check=True)
+    assert told.stdout.startswith("intact")

@@ -402,8 +402,9 @@ def render_chat(
     bos: str | None,
     eos: str | None,
     add_generation_prompt: bool,
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> str:
-    """The text of a conversation, as the model was taught to see it.
+    """The text of a conversation, as the model was taught to see it; `tools`: functions that it may call, as JSON Schema.
 
     Raises:
         HermitcrabError: the template is no Jinja, refuses the messages, or does more than a template should.
@@ -415,9 +416,14 @@ def render_chat(
     token = _budget.set(budget)
     try:
         _pay(list(messages))
+        _pay(list(tools or ()))
         budget[0] = MOST_WORK + WORK_PER_CHARACTER * ((1 << 62) - budget[0])
         return _compiled(template).render(
-            messages=list(messages), tools=None, documents=None, add_generation_prompt=add_generation_prompt, **special
+            messages=list(messages),
+            tools=list(tools) if tools else None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **special,
         )
     except Exception as error:  # a template is a program: it may fail in any way a program can
         why = " ".join(str(error)[:1000].split())[:200] or type(error).__name__

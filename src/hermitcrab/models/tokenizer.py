@@ -7,6 +7,7 @@ evaluation, in serving, and with transformers' `AutoTokenizer`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,16 @@ __all__ = ["FILES", "TextTokenizer", "read_tokenizer", "render_chat"]
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 LARGEST_FILE = 1 << 28
+
+
+def _byte_characters() -> dict[str, int]:
+    """How byte-level BPE writes bytes as characters: printable ones as themselves, the others from U+0100 on (GPT-2)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+BYTE_OF = _byte_characters()
 
 
 @dataclass(frozen=True)
@@ -63,11 +74,29 @@ class TextTokenizer:
     def decode(self, ids: list[int], special: bool = False) -> str:
         return self.backend.decode(ids, skip_special_tokens=not special)
 
-    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def render(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: list[dict[str, Any]] | None = None
+    ) -> str:
         if self.chat_template is None:
             raise HermitcrabError("this base has no chat template")
         bos, eos = self.special.get("bos_token"), self.special.get("eos_token")
-        return render_chat(self.chat_template, messages, bos=bos, eos=eos, add_generation_prompt=add_generation_prompt)
+        return render_chat(
+            self.chat_template, messages, bos=bos, eos=eos, add_generation_prompt=add_generation_prompt, tools=tools
+        )
+
+    def bytes_of(self, id: int) -> bytes:
+        """The bytes that a token stands for, which may be no whole character; of a special token, its name."""
+        token = self.backend.id_to_token(id)
+        if token is None:
+            return b""
+        if re.fullmatch(r"<0x[0-9A-F]{2}>", token):  # a byte of SentencePiece
+            return bytes([int(token[3:5], 16)])
+        if "\u2581" in token:  # SentencePiece's space, which decoding takes off the beginning of a text
+            return token.replace("\u2581", " ").encode()
+        whole = self.backend.decode([id], skip_special_tokens=False)
+        if "\ufffd" in whole and all(character in BYTE_OF for character in token):
+            return bytes(BYTE_OF[character] for character in token)
+        return whole.encode()
 
     def save(self, folder: Path) -> None:
         """tokenizer.json, tokenizer_config.json, chat_template.jinja: what `AutoTokenizer.from_pretrained` reads."""

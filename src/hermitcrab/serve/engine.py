@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.errors import HermitcrabError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,19 +165,6 @@ class Predictor(Protocol):
     def predict(self, inputs: list[Any]) -> list[dict[str, Any]]:
         """`{input, prediction, score, …}` of each, as `Task.answer` gives them."""
         ...
-
-
-def load_engine(opened: Any) -> Any:
-    """The engine of a package in this process, one answer at a time.
-
-    Raises:
-        UsageError: its task is none that talks.
-    """
-    if opened.encoder is None:
-        raise UsageError(f"{opened.name}: its task is {opened.task}; `crab serve` answers texts. Use `crab predict`")
-    from hermitcrab.serve.transformers_engine import TransformersEngine
-
-    return TransformersEngine(opened)
 
 
 def check_files(spec: Spec) -> None:

@@ -7,17 +7,20 @@ The chat template is chosen by the digest that hermitcrab.json records, so promp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hermitcrab.errors import Contradiction, HermitcrabError, UsageError, did_you_mean, needs
+from hermitcrab.errors import Contradiction, HermitcrabError, UsageError, did_you_mean
 from hermitcrab.lineage.bundle import NAME as SIGNATURE
 from hermitcrab.lineage.bundle import read_bundle
 from hermitcrab.lineage.verify import verify
 from hermitcrab.models.base import describe
 from hermitcrab.models.formats import open_weights
-from hermitcrab.models.tokenizer import read_json_file
+from hermitcrab.models.formats.weights import Stamp
+from hermitcrab.models.load import load_text
+from hermitcrab.models.tokenizer import TextTokenizer, read_json_file
 from hermitcrab.progress import say, warn
 from hermitcrab.recipe import Base, Train
 from hermitcrab.references import Resolved, fetch, resolve
@@ -37,11 +40,12 @@ class Opened:
         task: its Hugging Face task name.
         start: its files and their record (as `models.base.describe` gives it), and what was fitted on training rows.
         train: the part of a recipe that decides how inputs are rendered.
-        encoder: how texts become tokens; None where the task reads no text.
+        encoder: how texts become tokens; None where the task reads no text. `text`: the tokenizer that it came from.
         choices: what a classifier by likelihood chooses from; empty where answers are generated.
         plain_text: it learnt texts, not answers: an input is the beginning of a text.
         created: when its record was written (seconds since 1970), or 0.
         verified: what verification found, or None where nothing vouches for it.
+        stamps: of every file of the package as it was right before it was verified; of a bare model, of what is read.
     """
 
     name: str
@@ -53,6 +57,13 @@ class Opened:
     plain_text: bool
     created: int
     verified: str | None
+    text: TextTokenizer | None = None
+    stamps: dict[Path, Stamp] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Of all files of the model."""
+        return self.base["digest"]
 
     @property
     def path(self) -> Path:
@@ -79,11 +90,10 @@ def open_model(
         UsageError: no such model, or one that is no package, without `unverified`.
         Contradiction, HermitcrabError: a package that does not verify, without `unverified`.
     """
-    needs("torch", "serve")
-    needs("transformers", "serve")
     path, resolved = _find(what, store)
     if not (path / RECORD).is_file():
         return _open_bare(what, path, resolved, unverified, bare)
+    stamps = stamps_of(path, [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()])
     told = _check(path, key, unverified)
     record = _record(path)
     reads_text = load_task(record["task"]).reads_text
@@ -102,7 +112,14 @@ def open_model(
         plain_text=record["format"] == "text",
         created=int((path / RECORD).stat().st_mtime),
         verified=told,
+        text=load_text(base, path) if reads_text else None,
+        stamps=stamps,
     )
+
+
+def stamps_of(root: Path, names: Iterable[str]) -> dict[Path, Stamp]:
+    """The stamps of these files of a folder, as far as they are there."""
+    return {path: Stamp.of(path.stat()) for name in names if (path := root / name).is_file()}
 
 
 def _find(what: str, store: Store) -> tuple[Path, Resolved]:
@@ -142,7 +159,10 @@ def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool, bare
     part = Base(path=what, license="LicenseRef-not-asked")  # nothing is made of it here
     base = describe(path, resolved, part, task.reads_text)
     encoder = load_encoder(base, path, "auto") if task.reads_text else None
-    return Opened(base["name"], task.name, Start(base, path, None, fitted), Train(), encoder, [], False, 0, None)
+    text = load_text(base, path) if task.reads_text else None
+    stamps = stamps_of(path if path.is_dir() else path.parent, [file["path"] for file in base["files"]])
+    start = Start(base, path, None, fitted)
+    return Opened(base["name"], task.name, start, Train(), encoder, [], False, 0, None, text, stamps)
 
 
 def _check(path: Path, key: Path | None, unverified: bool) -> str | None:
@@ -160,9 +180,9 @@ def _check(path: Path, key: Path | None, unverified: bool) -> str | None:
 def _record(path: Path) -> dict[str, Any]:
     """What is read of hermitcrab.json, each value of its type: the file may be a stranger's."""
     found = read_json_file(path / RECORD)
-    for field in ("name", "task", "license", "format"):
-        if not isinstance(found, dict) or not isinstance(found.get(field), str):
-            raise HermitcrabError(f"{path / RECORD}: expected `{field}`, a text; this is no record of a package")
+    for name in ("name", "task", "license", "format"):
+        if not isinstance(found, dict) or not isinstance(found.get(name), str):
+            raise HermitcrabError(f"{path / RECORD}: expected `{name}`, a text; this is no record of a package")
     choices, fitted = found.get("choices", []), found.get("fitted", {})
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise HermitcrabError(f"{path / RECORD}: expected `choices`, a list of texts. Received: {str(choices)[:80]}")

@@ -5,13 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hermitcrab.errors import needs
 from hermitcrab.progress import progress
 from hermitcrab.serve.opening import Opened
 from hermitcrab.tasks import Asking, load_task
 
 
+class Reference:
+    """The model of a package on torch, in the precision that was evaluated: what every other form of it is held against."""
+
+    name = "torch"
+
+    def __init__(self, opened: Opened):
+        needs("torch", "train")
+        needs("transformers", "train")
+        from hermitcrab.evaluate.asking import load
+
+        with progress("loading the model"):
+            self.task, self.model = load(opened.task, opened.start, opened.train, opened.precision)
+        self.opened = opened
+
+    def predict(self, inputs: list[Any], max_new_tokens: int = 64) -> list[dict[str, Any]]:
+        """`{input, prediction, score}` and what else the task knows of each input, in their order."""
+        return self.task.answer(self.model, inputs, Asking(self.opened.choices, self.opened.plain_text, max_new_tokens))
+
+
 def predict(opened: Opened, words: Sequence[str], column: str, max_new_tokens: int) -> list[dict[str, Any]]:
-    """`{input, prediction, score}` and what else the task knows of each input, in their order.
+    """Answers to what a user names.
 
     Args:
         words: inputs as the task reads them (texts, files, `-` for standard input, `@FILE`).
@@ -21,9 +41,5 @@ def predict(opened: Opened, words: Sequence[str], column: str, max_new_tokens: i
         UsageError: an input that is none.
         HermitcrabError: a file that cannot be read, an input that the model has no room for.
     """
-    from hermitcrab.evaluate.asking import load
-
     inputs = load_task(opened.task).read_inputs(words, column)  # a wrong one is told before a model is loaded
-    with progress("loading the model"):
-        task, model = load(opened.task, opened.start, opened.train, opened.precision)
-    return task.answer(model, inputs, Asking(opened.choices, opened.plain_text, max_new_tokens))
+    return Reference(opened).predict(inputs, max_new_tokens)

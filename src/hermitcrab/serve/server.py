@@ -1,93 +1,193 @@
-"""One process that serves one package: socket, key, model, then uvicorn until it is told to end."""
+"""One process that serves: socket, keys, models, then uvicorn until it is told to end.
+
+SIGTERM, SIGINT   not ready, nothing new is taken, what runs may finish within `drain` seconds; a second one ends at once
+SIGHUP            the models again, as they are on disk now
+"""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-import os
+import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hermitcrab.errors import HermitcrabError, UsageError, needs
 from hermitcrab.progress import say, warn
-from hermitcrab.store import Store
 
-PATIENCE = 5  # seconds that answers in the making may still take when the server is told to end
+if TYPE_CHECKING:
+    import uvicorn
+
+    from hermitcrab.serve.house import House
+    from hermitcrab.serve.logs import Log
+    from hermitcrab.serve.setup import Setup
+
+BACKLOG = 2048  # connections that may wait to be accepted
+FILES = 65_536  # open at once, where the system lets us
 
 
-def start(what: str, store: Store, *, host: str, port: int, api_key: str | None, queue: int, key: Path | None,
-          unverified: bool) -> tuple[dict[str, Any], Callable[[], int]]:  # fmt: skip
-    """Everything but serving: what can be told (`{url, model, verified}`), and the call that serves until a signal.
+def start(
+    setup: Setup, *, host: str, port: int, cert: Path | None = None, key: Path | None = None
+) -> tuple[dict[str, Any], Callable[[], int]]:
+    """Everything but serving: what can be told (`{url, models}`), and the call that serves until a signal.
 
     Raises:
         UsageError: a port that is taken, a key that is not there.
         HermitcrabError: a package that does not verify or cannot be loaded.
     """
-    needs("starlette", "serve")
-    needs("uvicorn", "serve")
+    for module in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
+        needs(module, "serve")
+    from hermitcrab.serve.api import Face, make_app
+    from hermitcrab.serve.door import LOOPBACK
+    from hermitcrab.serve.logs import Log
+    from hermitcrab.serve.metrics import Metrics
+    from hermitcrab.serve.setup import closing_on_error
+
+    setup.check()
+    keys = setup.keys()
+    check_tls(cert, key)
+    raise_file_limit()
+    listening = listen(host, port)  # a taken port is told now, not after a model was loaded
+    with closing_on_error(listening):
+        local = is_loopback(listening)
+        if not local and not keys:
+            warn(f"{host} can be reached from other machines, and no key is asked for: whoever reaches it may use it")
+        log = Log(texts=setup.texts)
+        house = setup.house(log)
+        runner = asyncio.Runner(loop_factory=loop_factory())
+        with closing_on_error(runner):
+            house.models = runner.run(house.load(house.open()))
+        metrics = Metrics(house.gauges)
+        hosts = LOOPBACK if local else ()
+        face = Face(house, log, metrics, keys, setup.limits, hosts, setup.origins, setup.public, setup.drain)
+        server = make_server(make_app(face), house, log, setup.drain, cert, key)
+
+    def serve() -> int:
+        with runner:
+            try:
+                runner.run(_serve(server, house, listening))
+            finally:
+                runner.run(house.close(0))
+        say("stopped")
+        return 0
+
+    return {"url": url_of(listening, cert is not None), "models": house.told()}, serve
+
+
+async def _serve(server: uvicorn.Server, house: House, listening: socket.socket) -> None:
+    watching = asyncio.create_task(house.watch())
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        watching.cancel()
+
+
+def make_server(app: Any, house: House, log: Log, drain: float, cert: Path | None, key: Path | None) -> uvicorn.Server:
     import uvicorn
 
-    from hermitcrab.serve.api import LOOPBACK, Service, make_app
-    from hermitcrab.serve.engine import load_engine
-    from hermitcrab.serve.opening import open_model
-
-    secret = read_key(api_key)
-    listening = listen(host, port)  # a taken port is told now, not after a model was loaded
-    try:
-        local = is_loopback(listening)
-        if not local and secret is None:
-            warn(
-                f"{host} can be reached from other machines, and no --api-key is asked for: whoever reaches it may use it"
-            )
-        opened = open_model(what, store, key, unverified)
-        engine = load_engine(opened)
-    except BaseException:
-        listening.close()
-        raise
-    app = make_app(Service(opened, engine, queue), secret, LOOPBACK if local else ())
+    from hermitcrab.serve.protocol import BoundedProtocol
 
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """As uvicorn's own, but a signal that was asked to end us has done so: it is not raised again afterwards."""
-            wanted = (signal.SIGINT, signal.SIGTERM)
-            before = {number: signal.signal(number, self.handle_exit) for number in wanted}
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.end)
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
             try:
                 yield
             finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    loop.remove_signal_handler(number)
 
-    server = Server(uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, lifespan="off",
-                                   timeout_graceful_shutdown=PATIENCE, server_header=False))  # fmt: skip
+        def end(self) -> None:
+            if house.draining:
+                log("ending_now")
+                self.should_exit = self.force_exit = True
+                return
+            house.draining = True
+            log("draining", answers=house.active, seconds=drain)
+            self.draining = asyncio.create_task(self.drain())
 
-    def serve() -> int:
-        try:
-            server.run(sockets=[listening])
-        finally:
-            engine.close()
-        say("stopped")
-        return 0
+        async def drain(self) -> None:
+            until = asyncio.get_running_loop().time() + drain
+            while house.active and asyncio.get_running_loop().time() < until:
+                await asyncio.sleep(0.05)
+            if house.active:
+                log("drain_over", "warning", answers=house.active)
+            self.should_exit = True
 
-    return {"url": url_of(listening), "model": opened.name, "verified": opened.verified is not None}, serve
+        def reload(self) -> None:
+            self.reloading = asyncio.create_task(self.reload_models())
+
+        async def reload_models(self) -> None:
+            try:
+                await house.reload(drain)
+            except HermitcrabError as error:
+                log("reload_failed", "error", why=str(error))
+
+    _hand_over(log)
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
+    )
+    try:
+        config.load()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--tls-cert, --tls-key: they are no certificate with its key: {error}") from error
+    return Server(config)
 
 
-def read_key(where: str | None) -> str | None:
-    """The key that `env:NAME` names; on a command line it would be seen by everybody on the machine."""
-    if where is None:
-        return None
-    scheme, _, name = where.partition(":")
-    if scheme != "env" or not name:
-        raise UsageError("--api-key: expected env:NAME, the environment variable that holds the key")
-    key = os.environ.get(name, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise UsageError(
-            f"--api-key: the environment variable {name} {'holds no key' if not key else 'is not plain ASCII'}"
-        )
-    return key
+def _hand_over(log: Log) -> None:
+    """What uvicorn has to say goes into the log of the server, as its other lines."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            log("http", record.levelname.lower(), message=record.getMessage()[:500])
+
+    for name in ("uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [Handler(logging.WARNING)], False
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def raise_file_limit() -> None:
+    """Every stream is an open file: as many as the system lets this process have, up to `FILES`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def check_tls(cert: Path | None, key: Path | None) -> None:
+    if (cert is None) != (key is None):
+        raise UsageError("--tls-cert and --tls-key go together")
+    for name, path in (("--tls-cert", cert), ("--tls-key", key)):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{name}: no such file: {path}")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -101,7 +201,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
-        made.listen(128)
+        made.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         made.close()
         why = getattr(error, "strerror", None) or error
@@ -113,6 +213,6 @@ def is_loopback(listening: socket.socket) -> bool:
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def url_of(listening: socket.socket) -> str:
+def url_of(listening: socket.socket, tls: bool = False) -> str:
     host, port = listening.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
