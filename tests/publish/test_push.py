@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("huggingface_hub")
 
 from fake_hub import HubServer, Repo, git_oid
+from tiny import crab
 
 from hermitcrab.errors import UsageError
 from hermitcrab.lineage.verify import verify
@@ -30,30 +31,50 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 class Pusher:
-    """The command line in a process of its own, as a user with a token has it."""
+    """The command line as a user with a token has it; `start` in a process of its own, else in this one."""
 
-    def __init__(self, hub: HubServer, home: Path, token: str = OWNER):
-        self.env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1,localhost", "THE_TOKEN": token}
-        self.env.pop("HF_TOKEN", None)
-        self.env.pop("HF_HUB_DISABLE_XET", None)
+    def __init__(self, hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+        self.hub, self.home, self.patch, self.capsys = hub, home, monkeypatch, capsys
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "hermitcrab", "push", *arguments, "--token", "env:THE_TOKEN"]
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        env = {
+            **os.environ,
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HOME": str(self.home),
+            "NO_PROXY": "127.0.0.1,localhost",
+            "THE_TOKEN": OWNER,
+        }
+        return subprocess.Popen(
+            [sys.executable, *arguments], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
 
-    def __call__(self, package: Path, *arguments: str, to: str = "hf:org/model") -> tuple[int, dict[str, Any], str]:
-        done = subprocess.run(self.command(str(package), to, "--json", *arguments), env=self.env, capture_output=True, text=True)
-        for secret in (self.env["THE_TOKEN"], "signature=hidden"):
-            assert secret not in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
+    def __call__(
+        self, package: Path, *arguments: str, to: str = "hf:org/model", token: str = OWNER
+    ) -> tuple[int, dict[str, Any], str]:
+        from huggingface_hub import constants
+
+        self.patch.setenv("THE_TOKEN", token)
+        self.patch.setattr(
+            constants, "ENDPOINT", self.hub.url
+        )  # as HF_ENDPOINT sets it when the library is first imported
+        status, out, err = crab(
+            "push", str(package), to, "--json", "--token", "env:THE_TOKEN", *arguments, capsys=self.capsys
+        )
+        for secret in (token, "signature=hidden"):
+            assert secret not in out + err
+        return status, json.loads(out) if out else {}, err
 
 
 @pytest.fixture
-def push(hub: HubServer, tmp_path: Path) -> Pusher:
-    return Pusher(hub, tmp_path / "hf-home")
+def push(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pusher:
+    return Pusher(hub, tmp_path / "hf-home", monkeypatch, capsys)
 
 
-DOWNLOAD = "import sys, huggingface_hub as h; print(h.snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir=sys.argv[3]))"
+DOWNLOAD = """
+import os, sys, huggingface_hub
+os.environ["HF_TOKEN"] = os.environ["THE_TOKEN"]
+huggingface_hub.snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir=sys.argv[3])
+"""
 
 
 def test_what_is_downloaded_is_the_package_and_verifies(package, hub, push, tmp_path):
@@ -65,10 +86,9 @@ def test_what_is_downloaded_is_the_package_and_verifies(package, hub, push, tmp_
     assert told["bytes_sent"] == sum(len(data) for data in files_of(package).values())
     assert hub.repos["org/model"].branches["main"] == told["commit"]
     assert any("/complete/" in request for request in hub.requests)  # the weights went in parts
-    env = {**push.env, "HF_TOKEN": OWNER, "HF_HUB_DISABLE_XET": "1"}
-    asked = [sys.executable, "-c", DOWNLOAD, "org/model", told["commit"], str(tmp_path / "got")]
-    done = subprocess.run(asked, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    asked = push.start("-c", DOWNLOAD, "org/model", told["commit"], str(tmp_path / "got"))
+    _, said = asked.communicate(timeout=120)
+    assert asked.returncode == 0, said[-2000:]
     got = files_of(tmp_path / "got")
     assert {path: data for path, data in got.items() if path in files_of(package)} == files_of(package)
     result = verify(tmp_path / "got")
@@ -125,13 +145,13 @@ def test_what_had_arrived_before_a_failure_is_not_sent_again(package, hub, push)
 
 
 def test_killed_in_the_middle_of_a_file_it_goes_on(package, hub, push):
-    push(package, to="hf:org/other")  # warm: the library's caches
     hub.faults.stop_at = threading.Event()
-    command = push.command(str(package), "hf:org/model", "--json")
-    killed = subprocess.Popen(command, env=push.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = push.start("-m", "hermitcrab", "push", str(package), "hf:org/model", "--token", "env:THE_TOKEN")
     assert hub.faults.stop_at.wait(60)
     killed.kill()
-    assert killed.wait(60) == -9
+    out, err = killed.communicate(timeout=60)
+    assert killed.returncode == -9
+    assert OWNER not in out + err
     hub.faults.stop_at = None
     assert list(hub.repos["org/model"].commits[hub.repos["org/model"].branches["main"]]) == [".gitattributes"]
     status, told, _ = push(package)
@@ -163,17 +183,17 @@ def test_a_slow_hub_is_waited_for(package, hub, push):
         ("secret-of-a-reader", 1, "the token in THE_TOKEN may not do this (403)"),
     ],
 )
-def test_who_may_not_is_told_so(token, status, said, package, hub, tmp_path):
-    found, _, told = Pusher(hub, tmp_path / "home", token)(package)
+def test_who_may_not_is_told_so(token, status, said, package, hub, push):
+    found, _, told = push(package, token=token)
     assert found == status
     assert said in told
     assert hub.repos == {}
 
 
-def test_a_repository_that_is_anothers_is_not_written(package, hub, tmp_path):
+def test_a_repository_that_is_anothers_is_not_written(package, hub, push):
     hub.repos["org/model"] = Repo(private=True)
     hub.repos["org/model"].add("main", {".gitattributes": b"x"})
-    status, _, told = Pusher(hub, tmp_path / "home", "secret-of-a-reader")(package)
+    status, _, told = push(package, token="secret-of-a-reader")
     assert status == 1
     assert "403" in told
     assert "write access" in told

@@ -283,8 +283,8 @@ def _compare(result: Verification, here: Folder, signed: dict[str, str]) -> None
     found = {name: digest for name, digest in here.files.items() if name != bundle.NAME} | beside
     for name in sorted(here.beside.keys() - beside.keys())[:1]:
         count = len(here.beside) - len(beside)
-        told = f"{name}: not signed: {count:,} such files were put here by a hub's download, and nothing reads them"
-        result.checks.append(Check("hub", True, plain(name), plain(told, 1000)))
+        said = f"{name}: not signed: {count:,} such files were put here by a hub's download, and nothing reads them"
+        result.checks.append(Check("hub", True, plain(name), plain(said, 1000)))
     told = {check.file for check in result.failures if check.check == "files"}
     for name in sorted(signed.keys() | found.keys()):
         if name not in found and plain(name) not in told:

@@ -194,9 +194,7 @@ def parse_target(to: str) -> Target:
             "Use ModelScope's own `modelscope upload`, then `crab verify` on a fresh download"
         )
     if not colon or scheme not in HUBS or not NAME.fullmatch(name) or ".." in name or name.endswith(".git"):
-        raise UsageError(
-            f"{without_credentials(to)[:120]}: expected hf:ORG/NAME, with @BRANCH for another branch"
-        )
+        raise UsageError(f"{without_credentials(to)[:120]}: expected hf:ORG/NAME, with @BRANCH for another branch")
     if at and (
         not BRANCH.fullmatch(branch) or ".." in branch or branch.endswith((".lock", "/")) or COMMIT.fullmatch(branch)
     ):

@@ -107,10 +107,8 @@ def told_plainly(target: Target, name: str, secret: str) -> Iterator[None]:
             yield
     except (HermitcrabError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        raise _sentence(
-            error, target, name, secret
-        ) from None  # what the library raised shows addresses that are signed
+    except Exception as error:  # noqa: BLE001 - whatever the library raises; it shows addresses that are signed
+        raise _sentence(error, target, name, secret) from None
     finally:
         log.handlers, log.propagate = before
         if not quiet:
