@@ -145,6 +145,8 @@ def _sentence(error: Exception, target: Target, name: str, secret: str) -> Hermi
         return HermitcrabError(
             f"{where}: the hub answers {status}: {said}. What has arrived is kept; the same command goes on"
         )
+    if not isinstance(error, OSError) and not any(type(e).__module__.startswith("http") for e in causes):
+        return HermitcrabError(f"{where}: the hub's library refuses this ({type(error).__name__}: {said})")
     return HermitcrabError(
         f"{where}: the hub cannot be reached or broke off ({type(error).__name__}: {said}). What has arrived is kept; "
         "the same command goes on"
