@@ -188,15 +188,15 @@ def entries(folder: Path) -> Iterator[tuple[str, os.stat_result | OSError, bool]
     while waiting:
         inside = waiting.pop()
         try:
-            names = sorted(os.listdir(folder / inside))
+            names = sorted(os.listdir(os.path.join(folder, inside)))
         except OSError as error:
             yield inside or ".", error, False
             continue
         for name in names:
             path = f"{inside}/{name}" if inside else name
             try:
-                info = (folder / path).lstat()
-                empty = stat.S_ISDIR(info.st_mode) and not os.listdir(folder / path)
+                info = os.lstat(os.path.join(folder, path))
+                empty = stat.S_ISDIR(info.st_mode) and not os.listdir(os.path.join(folder, path))
             except OSError as error:
                 yield path, error, False
                 continue
