@@ -57,6 +57,7 @@ class Faults:
     changed: dict[str, bytes] = field(default_factory=dict)  # files that are others once they were committed
     ignored: tuple[str, ...] = ()  # as a .gitignore of the repository says
     stop_at: threading.Event | None = None  # set when the first half of an upload has come; then it waits
+    stop_after: int = 0  # uploads that pass before
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -355,7 +356,9 @@ class Handler(BaseHTTPRequestHandler):
             faults.break_puts -= 1
             self._cut()
             return None
-        if faults.stop_at is not None:
+        if faults.stop_at is not None and faults.stop_after:
+            faults.stop_after -= 1
+        elif faults.stop_at is not None:
             faults.stop_at.set()
             if not self.rfile.read(size - len(half)):  # whoever sent it is killed meanwhile
                 self.close_connection = True

@@ -145,7 +145,7 @@ def test_what_had_arrived_before_a_failure_is_not_sent_again(package, hub, push)
 
 
 def test_killed_in_the_middle_of_a_file_it_goes_on(package, hub, push):
-    hub.faults.stop_at = threading.Event()
+    hub.faults.stop_at, hub.faults.stop_after = threading.Event(), 4
     killed = push.start("-m", "hermitcrab", "push", str(package), "hf:org/model", "--token", "env:THE_TOKEN")
     assert hub.faults.stop_at.wait(60)
     killed.kill()
@@ -153,10 +153,17 @@ def test_killed_in_the_middle_of_a_file_it_goes_on(package, hub, push):
     assert killed.returncode == -9
     assert OWNER not in out + err
     hub.faults.stop_at = None
-    assert list(hub.repos["org/model"].commits[hub.repos["org/model"].branches["main"]]) == [".gitattributes"]
+    repo = hub.repos["org/model"]
+    assert list(repo.commits[repo.branches["main"]]) == [".gitattributes"]
+    arrived = {oid for oid, data in repo.objects.items() if len(data)}
+    assert len(arrived) == 4
+    hub.requests.clear()
     status, told, _ = push(package)
     assert status == 0
-    assert hub.repos["org/model"].commits[told["commit"]].items() >= files_of(package).items()
+    assert repo.commits[told["commit"]].items() >= files_of(package).items()
+    assert len(told["skipped"]) == 4
+    assert {hashlib.sha256((package / path).read_bytes()).hexdigest() for path in told["skipped"]} == arrived
+    assert not any(oid in request for oid in arrived for request in hub.requests)
 
 
 def test_a_commit_whose_answer_is_lost_is_found_by_the_next_try(package, hub, push):
