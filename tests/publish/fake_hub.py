@@ -149,7 +149,8 @@ class Handler(BaseHTTPRequestHandler):
         if self._who() != "owner":
             return self._refuse(403, None, f"You don't have the rights to create a model under {asked['organization']}")
         if name in self.server.repos:
-            return self._refuse(409, None, "You already created this model repo")
+            told = {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}
+            return self._answer(409, told)
         private = asked.get("visibility") == "private" or asked.get("private") is True
         self.server.repos[name] = Repo(private)
         self.server.repos[name].add("main", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})

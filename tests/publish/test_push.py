@@ -220,6 +220,7 @@ def test_nothing_is_shown_to_everybody_but_by_public(package, hub, push):
     _, _, _ = push(package, to="hf:org/hidden")
     status, told, said = push(package, "--public", to="hf:org/hidden")
     assert "is private and stays so" in said
+    assert told["private"] is True
     assert hub.repos["org/hidden"].private is True
 
 
@@ -241,6 +242,21 @@ def test_another_branch_is_made_and_the_first_stays(package, hub, push):
     repo = hub.repos["org/model"]
     assert repo.branches["v1.0"] == told["commit"]
     assert list(repo.commits[repo.branches["main"]]) == [".gitattributes"]
+
+
+def test_a_new_branch_begins_as_the_first_one_is(package, hub, push):
+    push(package)
+    status, told, _ = push(package, to="hf:org/model@copy")
+    assert (status, told["sent"]) == (0, [])
+    repo = hub.repos["org/model"]
+    repo.add("main", {**repo.commits[repo.branches["main"]], "old.bin": b"x"})
+    status, _, said = push(package, to="hf:org/model@v2")
+    assert status == 2
+    assert "old.bin" in said
+    assert "v2" not in repo.branches
+    status, told, _ = push(package, "--remove", to="hf:org/model@v2")
+    assert (status, told["sent"], told["removed"]) == (0, [], ["old.bin"])
+    assert "old.bin" in repo.commits[repo.branches["main"]]
 
 
 @pytest.mark.parametrize("fault", ["changed", "ignored"])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.lineage.card import plain
 from hermitcrab.packaged import File, Packaged, find_package
 from hermitcrab.progress import progress, warn
 from hermitcrab.publish.files import git_digest
@@ -43,7 +44,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Remote:
-    """The state of a branch: the commit at its head, whether few may read it, and `{path: digest}` of its files.
+    """The state of a branch: the commit at its head (none: yet to be made), whether few may read it, and `{path: digest}` of its files.
 
     A digest is `sha256:…`, or `git:…` (SHA-1 of git's blob) where the hub keeps the file in git itself.
     """
@@ -109,7 +110,8 @@ def _push(hub: Hub, target: Target, package: Packaged, *, public: bool, remove: 
             f"{', …' if len(extra) > 3 else ''}): what is downloaded from there would not verify. --remove takes them out"
         )
     told = {
-        "to": target.hub, "repository": target.name, "branch": target.branch, "private": not public,
+        "to": target.hub, "repository": target.name, "branch": target.branch,
+        "private": remote.private if remote is not None else not public,
         "verified": package.verified is not None, "dry_run": dry_run, "removed": extra,
         "unchanged": [file.path for file in package.files if file not in lacking],
     }  # fmt: skip
@@ -127,7 +129,7 @@ def _push(hub: Hub, target: Target, package: Packaged, *, public: bool, remove: 
         remote = hub.create(public)
         told["private"] = remote.private
     went = _send(hub, package, lacking)
-    commit = hub.commit(remote, extra, f"Upload {package.name[:60]}") if lacking or extra else remote.commit
+    commit = hub.commit(remote, extra, f"Upload {plain(package.name, 60)}") if lacking or extra else remote.commit
     there = hub.read_back(commit)
     _compare(package, target, there)
     # What the hub keeps in git itself went with the commit; of the rest, what did not go out had arrived before.

@@ -30,6 +30,7 @@ class HuggingFace:
         self.hub, self.errors = needs("huggingface_hub", "hub"), needs("huggingface_hub.errors", "hub")
         self.api = self.hub.HfApi(token=secret, library_name="hermitcrab")
         self.name, self.branch = target.name, target.branch or MAIN
+        self.exists = False
         self.made: list[Any] = []
         self.handles: list[Counted] = []
         self.api.whoami()  # a wrong token is told here: elsewhere the hub answers as if there were no repository
@@ -39,15 +40,18 @@ class HuggingFace:
             info = self.api.model_info(self.name)
         except self.errors.RepositoryNotFoundError:
             return None
+        self.exists = True
         if self.branch != MAIN:
             try:
                 info = self.api.model_info(self.name, revision=self.branch)
             except self.errors.RevisionNotFoundError:
-                return Remote("", bool(info.private), {})
+                # It will begin as the first branch is now.
+                return Remote("", bool(info.private), self.read_back(str(info.sha)))
         return Remote(str(info.sha), bool(info.private), self.read_back(str(info.sha)))
 
     def create(self, public: bool) -> Remote:
-        self.api.create_repo(self.name, private=not public, exist_ok=True)
+        if not self.exists:
+            self.api.create_repo(self.name, private=not public, exist_ok=True)
         if self.branch != MAIN:
             self.api.create_branch(self.name, branch=self.branch, exist_ok=True)
         made = self.look()
