@@ -227,6 +227,11 @@ def test_nothing_is_shown_to_everybody_but_by_public(package, hub, push):
 def test_files_in_the_way_stop_it_until_they_are_taken_out(package, hub, push):
     repo = hub.repos["org/model"] = Repo(private=True)
     repo.add("main", {".gitattributes": b"x", "pytorch_model.bin": b"old"})
+    escape = repo.add("evil", {".gitattributes": b"x", "a\x1b[2J": b"x"})
+    status, _, said = push(package, to="hf:org/model@evil")
+    assert status == 2
+    assert escape in repo.commits
+    assert "\x1b" not in said
     status, _, said = push(package)
     assert status == 2
     assert "pytorch_model.bin" in said
@@ -328,6 +333,7 @@ def test_a_token_is_named_never_given(monkeypatch):
 def test_messages_hold_neither_token_nor_signed_address():
     said = hide("PUT https://u:p@host.example/a/b?X-Amz-Signature=abc with Bearer tok", "tok")
     assert said == "PUT https://host.example/a/b with Bearer …"
+    assert "\x1b" not in hide("a\x1b[2Jb", "tok")
 
 
 def test_the_digest_of_git(tmp_path):

@@ -106,7 +106,7 @@ def _push(hub: Hub, target: Target, package: Packaged, *, public: bool, remove: 
     extra = sorted(there.keys() - {file.path for file in package.files} - set(KEPT))
     if extra and not remove:
         raise UsageError(
-            f"{target.hub}:{target.name} has {len(extra):,} files that are not in the package ({', '.join(extra[:3])}"
+            f"{target.hub}:{target.name} has {len(extra):,} files that are not in the package ({plain(', '.join(extra[:3]))}"
             f"{', …' if len(extra) > 3 else ''}): what is downloaded from there would not verify. --remove takes them out"
         )
     told = {
@@ -127,6 +127,7 @@ def _push(hub: Hub, target: Target, package: Packaged, *, public: bool, remove: 
         }
     if remote is None or not remote.commit:
         remote = hub.create(public)
+        _check_audience(target, remote, public)  # before anything is sent
         told["private"] = remote.private
     went = _send(hub, package, lacking)
     commit = hub.commit(remote, extra, f"Upload {plain(package.name, 60)}") if lacking or extra else remote.commit
@@ -182,7 +183,7 @@ def _compare(package: Packaged, target: Target, there: dict[str, str]) -> None:
     wrong += [f"{path} (one too many)" for path in sorted(there.keys() - {f.path for f in package.files} - set(KEPT))]
     if wrong:
         raise HermitcrabError(
-            f"{target.hub}:{target.name}: what the hub holds is not what was sent: {'; '.join(wrong[:5])}"
+            f"{target.hub}:{target.name}: what the hub holds is not what was sent: {plain('; '.join(wrong[:5]), 1000)}"
             f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}. A .gitignore there may leave files out; push again"
         )
 
@@ -220,4 +221,4 @@ def read_token(where: str) -> tuple[str, str]:
 def hide(text: str, secret: str) -> str:
     """A message without the token and without what signs an address."""
     words: Iterable[str] = text.replace(secret, "…").split()
-    return " ".join(without_credentials(word) for word in words)
+    return plain(" ".join(without_credentials(word) for word in words), 1000)
