@@ -18,16 +18,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import crab
 
+from hermitcrab.cli import VERBS, parser
 from hermitcrab.deploy import Options, docker, k8s
-from hermitcrab.deploy.serving import DRAIN, KEY_VARIABLE, LABEL, image_of, memory, slug
+from hermitcrab.deploy.serving import DRAIN, KEY_VARIABLE, LABEL, command, image_of, memory, slug
 from hermitcrab.errors import UsageError
 from hermitcrab.packaged import File, Packaged
-from hermitcrab.serve.server import PATIENCE
 
 KUBERNETES = ("1.30", "1.34", "1.37")
 HOSTILE = [
     'a"b', "a\nprivileged: true", "$(reboot)", "${HOME}", "`id`", "'; rm -rf /", "a: b", "- x", "&a *a", "!!python/object:os.system", "# c",
-    "{{ .Values }}", "a\x00b", "\u202egnp", "寄居蟹", "../../etc", "yes", "1e3", "~", "", " ", "-", "0", "a" * 500, "a\\\nRUN id", "%s", "|\n  x", "\ud800",
+    "{{ .Values }}", "a\x00b", "\u202egnp", "寄居蟹", "../../etc", "yes", "1e3", "~",
+    "", " ", "-", "0", "a" * 500, "a\\\nRUN id", "%s", "|\n  x", "\ud800",
 ]  # fmt: skip
 ODD_TEXT = st.text(max_size=40) | st.sampled_from(HOSTILE)
 
@@ -42,6 +43,12 @@ def shape(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: shape(inner) for key, inner in value.items()}
     return [shape(inner) for inner in value] if isinstance(value, list) else type(value).__name__
+
+
+def longest_drain() -> float:
+    """Seconds that `crab serve` may take to end when it is told to."""
+    options = {names[0]: more for names, more in VERBS["serve"][3]}
+    return options.get("--drain", {"default": 5.0})["default"]
 
 
 def documents(data: bytes) -> list[Any]:
@@ -130,7 +137,7 @@ def test_the_compose_file_follows_the_specification(options, compose_schema):
     assert not service["user"].startswith("0")
     assert all(mount["read_only"] for mount in service["volumes"])
     assert service["ports"][0].startswith("127.0.0.1:")
-    assert int(service["stop_grace_period"].removesuffix("s")) >= DRAIN > PATIENCE
+    assert int(service["stop_grace_period"].removesuffix("s")) >= DRAIN >= longest_drain()
     assert ("--key" in service["command"]) is (options.signer is not None)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**found, "servces": {}}, compose_schema)
@@ -153,6 +160,15 @@ def test_no_name_changes_the_structure_of_the_files_for_docker(name, license_id)
     assert ours["services"] == theirs["services"]
     # Compose reads `$$` as `$`; a `$` alone would be a variable.
     assert all(re.fullmatch(r"([^$]|\$\$)*", value) for value in labels.values())
+
+
+@pytest.mark.parametrize("package", [named("x"), Packaged(Path("x"), {}, named("x").files, None)])
+def test_the_command_of_the_container_is_one_that_crab_takes(package):
+    for signer in (False, True):
+        asked = parser().parse_args(command(package, signer))
+        assert asked.host == "0.0.0.0"
+        assert asked.unverified is (package.verified is None)
+        assert (asked.key is not None) is signer
 
 
 # Kubernetes
@@ -190,7 +206,7 @@ def test_a_pod_is_nobody_writes_nothing_and_is_given_time_to_end():
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     leaving = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod["terminationGracePeriodSeconds"] > leaving + PATIENCE
+    assert pod["terminationGracePeriodSeconds"] >= leaving + longest_drain()
     paths = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
     assert paths == {"startup": "/health/ready", "readiness": "/health/ready", "liveness": "/health/live"}
     package = next(volume for volume in pod["volumes"] if volume["name"] == "package")
@@ -292,7 +308,8 @@ def test_a_package_that_was_changed_is_not_deployed_but_aloud(package, tmp_path,
     status, _, err = crab("export", str(copy), "--to", "k8s", "--out", str(tmp_path / "d"), capsys=capsys)
     assert status == 1
     assert "config.json: changed after signing" in err
-    status, out, err = crab("export", str(copy), "--to", "k8s", "--out", str(tmp_path / "d"), "--unverified", "--json", capsys=capsys)  # fmt: skip
+    arguments = ["--to", "k8s", "--out", str(tmp_path / "d"), "--unverified", "--json"]
+    status, out, err = crab("export", str(copy), *arguments, capsys=capsys)
     assert status == 0
     assert "warning" in err
     assert json.loads(out)["verified"] is False

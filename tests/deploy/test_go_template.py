@@ -25,17 +25,26 @@ DEFAULT_SYSTEM = (  # as SmolLM2 and Qwen2.5 have it
 )
 NO_SYSTEM = (  # as Mistral and Gemma: roles must alternate, and a system message is refused
     "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
-CHINESE = "{% for m in messages %}{{ '《' + m.role + '🦀\\x7f》' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '《答\t' }}{% endif %}"
+CHINESE = (
+    "{% for m in messages %}{{ '《' + m.role + '🦀\\x7f》' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '《答\t' }}{% endif %}"
+)
 FAITHFUL = {"chatml": TEMPLATE, "default system": DEFAULT_SYSTEM, "no system": NO_SYSTEM, "chinese": CHINESE}
 
 TRIMS = TEMPLATE.replace("message['content']", "message['content'] | trim")
 FORGETS = (  # thinking is taken out of earlier turns
-    "{% for m in messages %}{{ m.role + ': ' }}{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}{{ '\n' }}{% endfor %}"
+    "{% for m in messages %}{{ m.role + ': ' }}{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}"
+    "{{ '\n' }}{% endfor %}"
 )
-FOLDS = "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set rest = messages[1:] %}{% else %}{% set s = '' %}{% set rest = messages %}{% endif %}{% for m in rest %}{{ m.role + ': ' + m.content }}{% if loop.last %}{{ s }}{% endif %}{% endfor %}"
+FOLDS = (  # the system message goes behind the last one
+    "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set rest = messages[1:] %}"
+    "{% else %}{% set s = '' %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{{ m.role + ': ' + m.content }}{% if loop.last %}{{ s }}{% endif %}{% endfor %}"
+)
 COUNTS = "{% for m in messages %}{{ loop.index }}. {{ m.content }}\n{% endfor %}"
 UNFAITHFUL = {"trims": TRIMS, "forgets": FORGETS, "folds": FOLDS, "counts": COUNTS, "no jinja": "{% for %}"}
 

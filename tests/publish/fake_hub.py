@@ -57,6 +57,7 @@ class Faults:
     changed: dict[str, bytes] = field(default_factory=dict)  # files that are others once they were committed
     ignored: tuple[str, ...] = ()  # as a .gitignore of the repository says
     stop_at: threading.Event | None = None  # set when the first half of an upload has come; then it waits
+    stop_after: int = 0  # uploads that pass before
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -99,7 +100,9 @@ class Handler(BaseHTTPRequestHandler):
         match self.parts:
             case ["api", "whoami-v2"]:
                 who = self._who()
-                return self._answer(200, {"name": who, "type": "user"}) if who else self._refuse(401, None, "who are you?")
+                return (
+                    self._answer(200, {"name": who, "type": "user"}) if who else self._refuse(401, None, "who are you?")
+                )
             case ["api", "validate-yaml"]:
                 return self._validate(json.loads(self._body()))
             case ["api", "repos", "create"]:
@@ -109,7 +112,9 @@ class Handler(BaseHTTPRequestHandler):
                 return self._api(f"{org}/{name}", repo, rest) if repo else None
             case [org, name, "info", "lfs", "objects", "batch"] if name.endswith(".git"):
                 repo = self._repo(f"{org}/{name.removesuffix('.git')}", writing=True)
-                return self._batch(f"{org}/{name.removesuffix('.git')}", repo, json.loads(self._body())) if repo else None
+                return (
+                    self._batch(f"{org}/{name.removesuffix('.git')}", repo, json.loads(self._body())) if repo else None
+                )
             case ["lfs", org, name, action, oid, *rest]:
                 return self._large(self.server.repos[f"{org}/{name}"], f"{org}/{name}", action, oid, rest)
             case [org, name, "resolve", revision, *path]:
@@ -144,7 +149,8 @@ class Handler(BaseHTTPRequestHandler):
         if self._who() != "owner":
             return self._refuse(403, None, f"You don't have the rights to create a model under {asked['organization']}")
         if name in self.server.repos:
-            return self._refuse(409, None, "You already created this model repo")
+            told = {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}
+            return self._answer(409, told)
         private = asked.get("visibility") == "private" or asked.get("private") is True
         self.server.repos[name] = Repo(private)
         self.server.repos[name].add("main", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
@@ -170,7 +176,17 @@ class Handler(BaseHTTPRequestHandler):
                 commit = self._commit_of(repo, rest[1] if rest else "main")
                 if commit:
                     siblings = [{"rfilename": path} for path in sorted(repo.commits[commit])]
-                    self._answer(200, {"id": name, "modelId": name, "sha": commit, "private": repo.private, "siblings": siblings, "tags": []})
+                    self._answer(
+                        200,
+                        {
+                            "id": name,
+                            "modelId": name,
+                            "sha": commit,
+                            "private": repo.private,
+                            "siblings": siblings,
+                            "tags": [],
+                        },
+                    )
                 return None
             case ["preupload", revision]:
                 commit = self._commit_of(repo, revision)
@@ -181,7 +197,11 @@ class Handler(BaseHTTPRequestHandler):
             case ["paths-info", revision]:
                 asked = parse_qs(self._body().decode())["paths"]
                 commit = self._commit_of(repo, revision)
-                return self._answer(200, [self._entry(repo, p, d) for p, d in repo.commits[commit].items() if p in asked]) if commit else None
+                return (
+                    self._answer(200, [self._entry(repo, p, d) for p, d in repo.commits[commit].items() if p in asked])
+                    if commit
+                    else None
+                )
             case ["commit", branch]:
                 return self._commit(name, repo, branch, [json.loads(line) for line in self._body().splitlines()])
         self._refuse(404, None, "no such page")
@@ -199,16 +219,31 @@ class Handler(BaseHTTPRequestHandler):
             address = f"{self.server.url}/{'/'.join(quote(part, safe='') for part in self.parts)}?recursive=True&cursor={start + PAGE}"
             more["Link"] = f'<{address}>; rel="next"'
         folders = [{"type": "directory", "path": "adapter", "oid": "0" * 40, "size": 0}] if not start else []
-        self._answer(200, folders + [self._entry(repo, path, data) for path, data in files[start : start + PAGE]], **more)
+        self._answer(
+            200, folders + [self._entry(repo, path, data) for path, data in files[start : start + PAGE]], **more
+        )
 
     def _preupload(self, repo: Repo, commit: str, asked: dict[str, Any]) -> None:
         told = []
         for file in asked["files"]:
             assert len(base64.b64decode(file["sample"])) == min(512, file["size"])
             old = repo.commits[commit].get(file["path"])
-            oid = None if old is None else hashlib.sha256(old).hexdigest() if hashlib.sha256(old).hexdigest() in repo.large else git_oid(old)
+            oid = (
+                None
+                if old is None
+                else hashlib.sha256(old).hexdigest()
+                if hashlib.sha256(old).hexdigest() in repo.large
+                else git_oid(old)
+            )
             mode = "lfs" if file["size"] > LARGE else "regular"
-            told.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": file["path"] in self.server.faults.ignored, "oid": oid})
+            told.append(
+                {
+                    "path": file["path"],
+                    "uploadMode": mode,
+                    "shouldIgnore": file["path"] in self.server.faults.ignored,
+                    "oid": oid,
+                }
+            )
         self._answer(200, {"files": told})
 
     def _commit(self, name: str, repo: Repo, branch: str, lines: list[dict[str, Any]]) -> None:
@@ -227,7 +262,9 @@ class Handler(BaseHTTPRequestHandler):
                 case "lfsFile":
                     data = repo.objects.get(value["oid"])
                     if data is None or len(data) != value["size"]:
-                        return self._refuse(422, None, f"LFS pointer pointed to a file that does not exist: {value['path']}")
+                        return self._refuse(
+                            422, None, f"LFS pointer pointed to a file that does not exist: {value['path']}"
+                        )
                     repo.large.add(value["oid"])
                     files[value["path"]] = data
                 case "deletedFile":
@@ -241,7 +278,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.faults.lose_commit_answers:
             self.server.faults.lose_commit_answers -= 1
             return self._cut()
-        self._answer(200, {"success": True, "commitUrl": f"{self.server.url}/{name}/commit/{commit}", "commitOid": commit, "hookOutput": ""})
+        self._answer(
+            200,
+            {
+                "success": True,
+                "commitUrl": f"{self.server.url}/{name}/commit/{commit}",
+                "commitOid": commit,
+                "hookOutput": "",
+            },
+        )
 
     # Large files
 
@@ -255,8 +300,13 @@ class Handler(BaseHTTPRequestHandler):
             if oid not in repo.objects:
                 address = f"{self.server.url}/lfs/{name}"
                 if size > PART:
-                    parts = {f"{i + 1:05}": f"{address}/part/{oid}/{i + 1}?signature=hidden" for i in range(-(-size // PART))}
-                    upload = {"href": f"{address}/complete/{oid}?signature=hidden", "header": {"chunk_size": str(PART), **parts}}
+                    parts = {
+                        f"{i + 1:05}": f"{address}/part/{oid}/{i + 1}?signature=hidden" for i in range(-(-size // PART))
+                    }
+                    upload = {
+                        "href": f"{address}/complete/{oid}?signature=hidden",
+                        "header": {"chunk_size": str(PART), **parts},
+                    }
                 else:
                     upload = {"href": f"{address}/put/{oid}?signature=hidden"}
                 entry["actions"] = {"upload": upload, "verify": {"href": f"{address}/verify/{oid}"}}
@@ -307,7 +357,9 @@ class Handler(BaseHTTPRequestHandler):
             faults.break_puts -= 1
             self._cut()
             return None
-        if faults.stop_at is not None:
+        if faults.stop_at is not None and faults.stop_after:
+            faults.stop_after -= 1
+        elif faults.stop_at is not None:
             faults.stop_at.set()
             if not self.rfile.read(size - len(half)):  # whoever sent it is killed meanwhile
                 self.close_connection = True
@@ -346,7 +398,9 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(200, data, ETag=f'"{git_oid(data)}"', X_Repo_Commit=commit)
         store = self.server.url.replace("127.0.0.1", "localhost")  # another host, as the real one's store is
         address = f"{store}/lfs/{name}/get/{oid}?signature=hidden"
-        self._answer(302, None, Location=address, X_Repo_Commit=commit, X_Linked_Etag=f'"{oid}"', X_Linked_Size=str(len(data)))
+        self._answer(
+            302, None, Location=address, X_Repo_Commit=commit, X_Linked_Etag=f'"{oid}"', X_Linked_Size=str(len(data))
+        )
 
 
 class HubServer(ThreadingHTTPServer):
@@ -354,7 +408,11 @@ class HubServer(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.tokens = {"secret-of-the-owner": "owner", "secret-of-a-reader": "reader", "secret-of-a-stranger": "stranger"}
+        self.tokens = {
+            "secret-of-the-owner": "owner",
+            "secret-of-a-reader": "reader",
+            "secret-of-a-stranger": "stranger",
+        }
         self.repos: dict[str, Repo] = {}
         self.pieces: dict[tuple[str, str], dict[int, bytes]] = {}
         self.requests: Counter[str] = Counter()

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("huggingface_hub")
 
 from fake_hub import HubServer, Repo, git_oid
+from tiny import crab
 
 from hermitcrab.errors import UsageError
 from hermitcrab.lineage.verify import verify
@@ -30,30 +31,50 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 class Pusher:
-    """The command line in a process of its own, as a user with a token has it."""
+    """The command line as a user with a token has it; `start` in a process of its own, else in this one."""
 
-    def __init__(self, hub: HubServer, home: Path, token: str = OWNER):
-        self.env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1,localhost", "THE_TOKEN": token}
-        self.env.pop("HF_TOKEN", None)
-        self.env.pop("HF_HUB_DISABLE_XET", None)
+    def __init__(self, hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+        self.hub, self.home, self.patch, self.capsys = hub, home, monkeypatch, capsys
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "hermitcrab", "push", *arguments, "--token", "env:THE_TOKEN"]
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        env = {
+            **os.environ,
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HOME": str(self.home),
+            "NO_PROXY": "127.0.0.1,localhost",
+            "THE_TOKEN": OWNER,
+        }
+        return subprocess.Popen(
+            [sys.executable, *arguments], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
 
-    def __call__(self, package: Path, *arguments: str, to: str = "hf:org/model") -> tuple[int, dict[str, Any], str]:
-        done = subprocess.run(self.command(str(package), to, "--json", *arguments), env=self.env, capture_output=True, text=True)
-        for secret in (self.env["THE_TOKEN"], "signature=hidden"):
-            assert secret not in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
+    def __call__(
+        self, package: Path, *arguments: str, to: str = "hf:org/model", token: str = OWNER
+    ) -> tuple[int, dict[str, Any], str]:
+        from huggingface_hub import constants
+
+        self.patch.setenv("THE_TOKEN", token)
+        self.patch.setattr(
+            constants, "ENDPOINT", self.hub.url
+        )  # as HF_ENDPOINT sets it when the library is first imported
+        status, out, err = crab(
+            "push", str(package), to, "--json", "--token", "env:THE_TOKEN", *arguments, capsys=self.capsys
+        )
+        for secret in (token, "signature=hidden"):
+            assert secret not in out + err
+        return status, json.loads(out) if out else {}, err
 
 
 @pytest.fixture
-def push(hub: HubServer, tmp_path: Path) -> Pusher:
-    return Pusher(hub, tmp_path / "hf-home")
+def push(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pusher:
+    return Pusher(hub, tmp_path / "hf-home", monkeypatch, capsys)
 
 
-DOWNLOAD = "import sys, huggingface_hub as h; print(h.snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir=sys.argv[3]))"
+DOWNLOAD = """
+import os, sys, huggingface_hub
+os.environ["HF_TOKEN"] = os.environ["THE_TOKEN"]
+huggingface_hub.snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir=sys.argv[3])
+"""
 
 
 def test_what_is_downloaded_is_the_package_and_verifies(package, hub, push, tmp_path):
@@ -65,10 +86,9 @@ def test_what_is_downloaded_is_the_package_and_verifies(package, hub, push, tmp_
     assert told["bytes_sent"] == sum(len(data) for data in files_of(package).values())
     assert hub.repos["org/model"].branches["main"] == told["commit"]
     assert any("/complete/" in request for request in hub.requests)  # the weights went in parts
-    env = {**push.env, "HF_TOKEN": OWNER, "HF_HUB_DISABLE_XET": "1"}
-    asked = [sys.executable, "-c", DOWNLOAD, "org/model", told["commit"], str(tmp_path / "got")]
-    done = subprocess.run(asked, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    asked = push.start("-c", DOWNLOAD, "org/model", told["commit"], str(tmp_path / "got"))
+    _, said = asked.communicate(timeout=120)
+    assert asked.returncode == 0, said[-2000:]
     got = files_of(tmp_path / "got")
     assert {path: data for path, data in got.items() if path in files_of(package)} == files_of(package)
     result = verify(tmp_path / "got")
@@ -125,18 +145,25 @@ def test_what_had_arrived_before_a_failure_is_not_sent_again(package, hub, push)
 
 
 def test_killed_in_the_middle_of_a_file_it_goes_on(package, hub, push):
-    push(package, to="hf:org/other")  # warm: the library's caches
-    hub.faults.stop_at = threading.Event()
-    command = push.command(str(package), "hf:org/model", "--json")
-    killed = subprocess.Popen(command, env=push.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    hub.faults.stop_at, hub.faults.stop_after = threading.Event(), 4
+    killed = push.start("-m", "hermitcrab", "push", str(package), "hf:org/model", "--token", "env:THE_TOKEN")
     assert hub.faults.stop_at.wait(60)
     killed.kill()
-    assert killed.wait(60) == -9
+    out, err = killed.communicate(timeout=60)
+    assert killed.returncode == -9
+    assert OWNER not in out + err
     hub.faults.stop_at = None
-    assert list(hub.repos["org/model"].commits[hub.repos["org/model"].branches["main"]]) == [".gitattributes"]
+    repo = hub.repos["org/model"]
+    assert list(repo.commits[repo.branches["main"]]) == [".gitattributes"]
+    arrived = {oid for oid, data in repo.objects.items() if len(data)}
+    assert len(arrived) == 4
+    hub.requests.clear()
     status, told, _ = push(package)
     assert status == 0
-    assert hub.repos["org/model"].commits[told["commit"]].items() >= files_of(package).items()
+    assert repo.commits[told["commit"]].items() >= files_of(package).items()
+    assert len(told["skipped"]) == 4
+    assert {hashlib.sha256((package / path).read_bytes()).hexdigest() for path in told["skipped"]} == arrived
+    assert not any(oid in request for oid in arrived for request in hub.requests)
 
 
 def test_a_commit_whose_answer_is_lost_is_found_by_the_next_try(package, hub, push):
@@ -163,17 +190,17 @@ def test_a_slow_hub_is_waited_for(package, hub, push):
         ("secret-of-a-reader", 1, "the token in THE_TOKEN may not do this (403)"),
     ],
 )
-def test_who_may_not_is_told_so(token, status, said, package, hub, tmp_path):
-    found, _, told = Pusher(hub, tmp_path / "home", token)(package)
+def test_who_may_not_is_told_so(token, status, said, package, hub, push):
+    found, _, told = push(package, token=token)
     assert found == status
     assert said in told
     assert hub.repos == {}
 
 
-def test_a_repository_that_is_anothers_is_not_written(package, hub, tmp_path):
+def test_a_repository_that_is_anothers_is_not_written(package, hub, push):
     hub.repos["org/model"] = Repo(private=True)
     hub.repos["org/model"].add("main", {".gitattributes": b"x"})
-    status, _, told = Pusher(hub, tmp_path / "home", "secret-of-a-reader")(package)
+    status, _, told = push(package, token="secret-of-a-reader")
     assert status == 1
     assert "403" in told
     assert "write access" in told
@@ -193,12 +220,18 @@ def test_nothing_is_shown_to_everybody_but_by_public(package, hub, push):
     _, _, _ = push(package, to="hf:org/hidden")
     status, told, said = push(package, "--public", to="hf:org/hidden")
     assert "is private and stays so" in said
+    assert told["private"] is True
     assert hub.repos["org/hidden"].private is True
 
 
 def test_files_in_the_way_stop_it_until_they_are_taken_out(package, hub, push):
     repo = hub.repos["org/model"] = Repo(private=True)
     repo.add("main", {".gitattributes": b"x", "pytorch_model.bin": b"old"})
+    escape = repo.add("evil", {".gitattributes": b"x", "a\x1b[2J": b"x"})
+    status, _, said = push(package, to="hf:org/model@evil")
+    assert status == 2
+    assert escape in repo.commits
+    assert "\x1b" not in said
     status, _, said = push(package)
     assert status == 2
     assert "pytorch_model.bin" in said
@@ -214,6 +247,21 @@ def test_another_branch_is_made_and_the_first_stays(package, hub, push):
     repo = hub.repos["org/model"]
     assert repo.branches["v1.0"] == told["commit"]
     assert list(repo.commits[repo.branches["main"]]) == [".gitattributes"]
+
+
+def test_a_new_branch_begins_as_the_first_one_is(package, hub, push):
+    push(package)
+    status, told, _ = push(package, to="hf:org/model@copy")
+    assert (status, told["sent"]) == (0, [])
+    repo = hub.repos["org/model"]
+    repo.add("main", {**repo.commits[repo.branches["main"]], "old.bin": b"x"})
+    status, _, said = push(package, to="hf:org/model@v2")
+    assert status == 2
+    assert "old.bin" in said
+    assert "v2" not in repo.branches
+    status, told, _ = push(package, "--remove", to="hf:org/model@v2")
+    assert (status, told["sent"], told["removed"]) == (0, [], ["old.bin"])
+    assert "old.bin" in repo.commits[repo.branches["main"]]
 
 
 @pytest.mark.parametrize("fault", ["changed", "ignored"])
@@ -285,6 +333,7 @@ def test_a_token_is_named_never_given(monkeypatch):
 def test_messages_hold_neither_token_nor_signed_address():
     said = hide("PUT https://u:p@host.example/a/b?X-Amz-Signature=abc with Bearer tok", "tok")
     assert said == "PUT https://host.example/a/b with Bearer …"
+    assert "\x1b" not in hide("a\x1b[2Jb", "tok")
 
 
 def test_the_digest_of_git(tmp_path):

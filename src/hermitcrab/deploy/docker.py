@@ -61,8 +61,8 @@ WORKDIR /tmp
 USER {user}:{user}
 EXPOSE {port}
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \\
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:{port}{live}', timeout=4)"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 \\
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:{port}{live}', timeout=8)"]
 ENTRYPOINT ["crab"]
 CMD ["serve", "{model}", "--host", "0.0.0.0", "--port", "{port}", "--api-key", "env:{key}"]
 """

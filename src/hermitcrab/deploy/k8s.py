@@ -38,6 +38,7 @@ NAME = "manifests.yaml"
 SECRET_KEY = "api-key"
 LEAVING = 5  # seconds that a pod still answers after it was told to end, until no service sends to it
 SPARE = 10  # seconds more than leaving and draining take, before the pod is killed
+PATIENCE = 10  # seconds for an answer to a probe: the server itself gives its engine five
 SLOWEST = 50e6  # bytes of weights a second that a start is given time for
 BUSY = 70  # percent of the processors asked for, at which the autoscaler adds a server
 
@@ -125,7 +126,7 @@ def _container(package: Packaged, options: Options, secret: str) -> dict[str, An
 
 def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
     get = {"path": path, "port": "http"}
-    return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
+    return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": PATIENCE, "failureThreshold": failures}
 
 
 def _volumes(name: str, volume: str, signer: bool) -> list[dict[str, Any]]:

@@ -78,7 +78,12 @@ def _choose(package: Packaged, asked: str | None) -> tuple[str, File, list[str]]
     for file in package.files:
         if file.path.endswith(".gguf"):
             named = re.search(r"(?:^|[-./])([A-Za-z0-9_]+)\.gguf$", file.path)
-            found[named[1] if named else "file"] = file
+            kind = named[1] if named else "file"
+            if kind in found:
+                raise UsageError(
+                    f"{package.path}: {found[kind].path} and {file.path} are both of type {kind}; leave one of them"
+                )
+            found[kind] = file
     if not found:
         raise UsageError(
             f"{package.path}: the package has no GGUF file, which Ollama needs; add `compress: {{gguf: [Q8_0]}}` and run again"

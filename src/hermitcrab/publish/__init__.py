@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.lineage.card import plain
 from hermitcrab.packaged import File, Packaged, find_package
 from hermitcrab.progress import progress, warn
 from hermitcrab.publish.files import git_digest
@@ -43,7 +44,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Remote:
-    """The state of a branch: the commit at its head, whether few may read it, and `{path: digest}` of its files.
+    """The state of a branch: the commit at its head (none: yet to be made), whether few may read it, and `{path: digest}` of its files.
 
     A digest is `sha256:…`, or `git:…` (SHA-1 of git's blob) where the hub keeps the file in git itself.
     """
@@ -105,11 +106,12 @@ def _push(hub: Hub, target: Target, package: Packaged, *, public: bool, remove: 
     extra = sorted(there.keys() - {file.path for file in package.files} - set(KEPT))
     if extra and not remove:
         raise UsageError(
-            f"{target.hub}:{target.name} has {len(extra):,} files that are not in the package ({', '.join(extra[:3])}"
+            f"{target.hub}:{target.name} has {len(extra):,} files that are not in the package ({plain(', '.join(extra[:3]))}"
             f"{', …' if len(extra) > 3 else ''}): what is downloaded from there would not verify. --remove takes them out"
         )
     told = {
-        "to": target.hub, "repository": target.name, "branch": target.branch, "private": not public,
+        "to": target.hub, "repository": target.name, "branch": target.branch,
+        "private": remote.private if remote is not None else not public,
         "verified": package.verified is not None, "dry_run": dry_run, "removed": extra,
         "unchanged": [file.path for file in package.files if file not in lacking],
     }  # fmt: skip
@@ -125,9 +127,10 @@ def _push(hub: Hub, target: Target, package: Packaged, *, public: bool, remove: 
         }
     if remote is None or not remote.commit:
         remote = hub.create(public)
+        _check_audience(target, remote, public)  # before anything is sent
         told["private"] = remote.private
     went = _send(hub, package, lacking)
-    commit = hub.commit(remote, extra, f"Upload {package.name[:60]}") if lacking or extra else remote.commit
+    commit = hub.commit(remote, extra, f"Upload {plain(package.name, 60)}") if lacking or extra else remote.commit
     there = hub.read_back(commit)
     _compare(package, target, there)
     # What the hub keeps in git itself went with the commit; of the rest, what did not go out had arrived before.
@@ -180,7 +183,7 @@ def _compare(package: Packaged, target: Target, there: dict[str, str]) -> None:
     wrong += [f"{path} (one too many)" for path in sorted(there.keys() - {f.path for f in package.files} - set(KEPT))]
     if wrong:
         raise HermitcrabError(
-            f"{target.hub}:{target.name}: what the hub holds is not what was sent: {'; '.join(wrong[:5])}"
+            f"{target.hub}:{target.name}: what the hub holds is not what was sent: {plain('; '.join(wrong[:5]), 1000)}"
             f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}. A .gitignore there may leave files out; push again"
         )
 
@@ -194,9 +197,7 @@ def parse_target(to: str) -> Target:
             "Use ModelScope's own `modelscope upload`, then `crab verify` on a fresh download"
         )
     if not colon or scheme not in HUBS or not NAME.fullmatch(name) or ".." in name or name.endswith(".git"):
-        raise UsageError(
-            f"{without_credentials(to)[:120]}: expected hf:ORG/NAME, with @BRANCH for another branch"
-        )
+        raise UsageError(f"{without_credentials(to)[:120]}: expected hf:ORG/NAME, with @BRANCH for another branch")
     if at and (
         not BRANCH.fullmatch(branch) or ".." in branch or branch.endswith((".lock", "/")) or COMMIT.fullmatch(branch)
     ):
@@ -220,4 +221,4 @@ def read_token(where: str) -> tuple[str, str]:
 def hide(text: str, secret: str) -> str:
     """A message without the token and without what signs an address."""
     words: Iterable[str] = text.replace(secret, "…").split()
-    return " ".join(without_credentials(word) for word in words)
+    return plain(" ".join(without_credentials(word) for word in words), 1000)

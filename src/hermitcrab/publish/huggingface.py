@@ -30,6 +30,7 @@ class HuggingFace:
         self.hub, self.errors = needs("huggingface_hub", "hub"), needs("huggingface_hub.errors", "hub")
         self.api = self.hub.HfApi(token=secret, library_name="hermitcrab")
         self.name, self.branch = target.name, target.branch or MAIN
+        self.exists = False
         self.made: list[Any] = []
         self.handles: list[Counted] = []
         self.api.whoami()  # a wrong token is told here: elsewhere the hub answers as if there were no repository
@@ -39,15 +40,18 @@ class HuggingFace:
             info = self.api.model_info(self.name)
         except self.errors.RepositoryNotFoundError:
             return None
+        self.exists = True
         if self.branch != MAIN:
             try:
                 info = self.api.model_info(self.name, revision=self.branch)
             except self.errors.RevisionNotFoundError:
-                return Remote("", bool(info.private), {})
+                # It will begin as the first branch is now.
+                return Remote("", bool(info.private), self.read_back(str(info.sha)))
         return Remote(str(info.sha), bool(info.private), self.read_back(str(info.sha)))
 
     def create(self, public: bool) -> Remote:
-        self.api.create_repo(self.name, private=not public, exist_ok=True)
+        if not self.exists:
+            self.api.create_repo(self.name, private=not public, exist_ok=True)
         if self.branch != MAIN:
             self.api.create_branch(self.name, branch=self.branch, exist_ok=True)
         made = self.look()
@@ -107,10 +111,8 @@ def told_plainly(target: Target, name: str, secret: str) -> Iterator[None]:
             yield
     except (HermitcrabError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        raise _sentence(
-            error, target, name, secret
-        ) from None  # what the library raised shows addresses that are signed
+    except Exception as error:  # noqa: BLE001 - whatever the library raises; it shows addresses that are signed
+        raise _sentence(error, target, name, secret) from None
     finally:
         log.handlers, log.propagate = before
         if not quiet:
@@ -147,6 +149,8 @@ def _sentence(error: Exception, target: Target, name: str, secret: str) -> Hermi
         return HermitcrabError(
             f"{where}: the hub answers {status}: {said}. What has arrived is kept; the same command goes on"
         )
+    if not isinstance(error, OSError) and not any(type(e).__module__.startswith("http") for e in causes):
+        return HermitcrabError(f"{where}: the hub's library refuses this ({type(error).__name__}: {said})")
     return HermitcrabError(
         f"{where}: the hub cannot be reached or broke off ({type(error).__name__}: {said}). What has arrived is kept; "
         "the same command goes on"
