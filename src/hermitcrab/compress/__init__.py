@@ -39,7 +39,7 @@ class Source:
         start: the same as a model to load; `base_start`: what it was derived from, None where nothing is known of it.
         base: base.json.
         about: what a file must say of itself: `name`, `license`, and of the base `base_digest`, `base_name`, `base_uri`,
-            `base_revision`, as far as there is one.
+            `base_revision`, as far as there is one; of an export `package_digest`, that of the package.
         calibration: training rows, those with the smallest ids. `validation`: rows on which something may be chosen.
     """
 

@@ -26,6 +26,7 @@ WORDS = {
     "base_name": "base_model",
     "base_uri": "hermitcrab.base.uri",
     "base_revision": "hermitcrab.base.revision",
+    "package_digest": "hermitcrab.package.digest",
 }  # of `Source.about` → key of the file's metadata
 BITS = {"f32": 32.0, "int8": 8.5, "int8-static": 8.5}
 RANGES = "MinMax"

@@ -310,7 +310,7 @@ def stored(path: Path) -> list[Stored]:
         helper = any(name.endswith(end) and name.removesuffix(end) in values for end in BESIDE)
         if helper or tensor.dtype.name not in KINDS or not tensor.shape or min(tensor.shape) < 1:
             continue
-        if tensor.dtype.name != "FLOAT" and not belongs or name.endswith(BESIDE):
+        if (tensor.dtype.name != "FLOAT" and not belongs) or name.endswith(BESIDE):
             continue
         size = sum(part.nbytes for part in (tensor, *belongs))
         found.append(Stored(name, KINDS[tensor.dtype.name], tuple(tensor.shape), 8 * size / tensor.size))

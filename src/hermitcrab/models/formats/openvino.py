@@ -97,7 +97,9 @@ def _placed(path: Path, beside: Path, layer: Layer, size: int) -> TensorInfo | N
     if kind in NUMBERLESS:
         return None
     if kind not in TYPES:
-        raise HermitcrabError(f"{path}: the constant `{shown(layer.name)}` is of type {shown(kind)}, which is not read here")
+        raise HermitcrabError(
+            f"{path}: the constant `{shown(layer.name)}` is of type {shown(kind)}, which is not read here"
+        )
     words = [word.strip() for word in layer.data.get("shape", "").split(",")]
     places = (layer.data.get("offset", ""), layer.data.get("size", ""))
     if not all(_number(word) for word in (*places, *(words if words != [""] else ()))):
@@ -171,7 +173,9 @@ def _use(layer: Layer) -> Use | None:
             here = taker
             continue
         second = taker.inputs.get(1) is here
-        rows_in = taker.type == "MatMul" and taker.data.get("transpose_b" if second else "transpose_a", "false") != "true"
+        rows_in = (
+            taker.type == "MatMul" and taker.data.get("transpose_b" if second else "transpose_a", "false") != "true"
+        )
         return Use(taker.type, taker.place, taker.name, turned ^ rows_in)
     return None
 
@@ -179,7 +183,11 @@ def _use(layer: Layer) -> Use | None:
 def _name(layer: Layer, use: Use | None, taken: dict[str, TensorInfo]) -> str:
     """A constant by its name in the model; torch's and the converter's own additions left out."""
     name = layer.name.removesuffix("_compressed").removeprefix("self.")
-    if use is not None and AUTOMATIC.fullmatch(name) and use.op in ("MatMul", "Gather", "Convolution", "GroupConvolution"):
+    if (
+        use is not None
+        and AUTOMATIC.fullmatch(name)
+        and use.op in ("MatMul", "Gather", "Convolution", "GroupConvolution")
+    ):
         scope = use.name.split("/")[0].removeprefix("__module.")
         name = name if not scope or AUTOMATIC.fullmatch(scope) else f"{scope}.weight"
     while name in taken or not name:
