@@ -170,8 +170,10 @@ def export_verb(args: argparse.Namespace) -> Answer:
         told = exporting.export(args.model, args.to, args.out, Store(args.store), type=args.type, key=args.key,
                                 unverified=args.unverified, sign=args.sign)  # fmt: skip
         return told, lambda: render_export(told), 0
-    options = Options(image=args.image, replicas=args.replicas, autoscale=args.autoscale, secret=args.secret, volume=args.volume)  # fmt: skip
-    told = export(args.model, args.to, args.out, Store(args.store), key=args.key, unverified=args.unverified, options=options)  # fmt: skip
+    options = Options(image=args.image, replicas=args.replicas, autoscale=args.autoscale, secret=args.secret,
+                      volume=args.volume)  # fmt: skip
+    told = export(args.model, args.to, args.out, Store(args.store), key=args.key, unverified=args.unverified,
+                  options=options)  # fmt: skip
     return told, lambda: render_export(told), 0
 
 

@@ -99,7 +99,8 @@ class Onnx:
         if not self.source.calibration.num_rows:
             raise HermitcrabError("compress.onnx: int8-static needs training rows to see ranges on, and there is none")
         task = make_task(self.source.task, self.source.start, self.source.train)
-        model, seen = OnnxModel(wide), []
+        seen: list[dict[str, Any]] = []
+        model = OnnxModel(wide)
         model.given = seen.append
         task.predict(model, self.source.calibration, self.source.evaluate)
         return iter(seen)

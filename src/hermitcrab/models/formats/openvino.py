@@ -72,7 +72,9 @@ def read_file(path: Path) -> Weights:
     kept = [layer for layer in document.layers if id(layer) in constants and id(layer) not in helpers]
     uses = {id(layer): use for layer in kept if (use := _use(layer)) is not None}
     kept.sort(key=lambda layer: uses[id(layer)].place if id(layer) in uses else len(document.layers))
-    table, told, named = {}, {}, {}
+    table: dict[str, _Packed] = {}
+    told: dict[str, TensorInfo] = {}
+    named: dict[str, Use] = {}
     for layer in kept:
         name = _name(layer, uses.get(id(layer)), told)
         info = constants[id(layer)]
