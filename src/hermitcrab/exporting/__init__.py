@@ -26,7 +26,7 @@ TYPES: dict[str, tuple[str, ...]] = {
     "safetensors": ("as-is",),
     "gguf": ("Q8_0", "F16", "BF16", "F32", "Q5_1", "Q5_0", "Q4_1", "Q4_0"),
     "onnx": ("f32", "int8"),
-    "openvino": ("f16", "f32", "int8"),
+    "openvino": ("f16", "f32", "int8", "int4"),
 }
 """Target → types, the first that which is written where none is asked for."""
 TARGETS = tuple(TYPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ COMPANIONS = ("config.json", "generation_config.json", "preprocessor_config.json
               "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 LIMITS = {
     "as-is": 1e-9, "F32": 1e-5, "f32": 1e-5, "F16": 1e-3, "BF16": 2e-3, "f16": 1e-3, "Q8_0": 0.02, "int8": 0.05,
-    "Q5_1": 0.15, "Q5_0": 0.15, "Q4_1": 0.5, "Q4_0": 0.5,
+    "Q5_1": 0.15, "Q5_0": 0.15, "Q4_1": 0.5, "Q4_0": 0.5, "int4": 0.5,
 }  # fmt: skip
 """Mean KL (nats) to the package's model that a type may have: far above what rounding does, far below another model."""
 RUNTIMES = {"safetensors": "transformers", "gguf": "llama.cpp", "onnx": "onnxruntime", "openvino": "OpenVINO"}
@@ -43,15 +44,26 @@ def write(opened: Opened, target: str, kind: str, folder: Path) -> Written:
         from hermitcrab.exporting.record import about
 
         source = _source(opened, target, kind, about(opened))
-        made = _made(source, target, kind, folder)
-    if target != "gguf":
-        for name in COMPANIONS:
-            if (opened.path / name).is_file() and not (folder / name).exists():
-                shutil.copyfile(opened.path / name, folder / name)
+        work = folder / ".work" / "made"
+        work.mkdir(parents=True)
+        made = _made(source, target, kind, work)
+        names = tuple(_moved(work / file, folder) for file in made.files)
+        shutil.rmtree(work.parent)
+    for name in COMPANIONS if target != "gguf" else COMPANIONS[1:2]:
+        if (opened.path / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(opened.path / name, folder / name)
     counts: dict[str, int] = {}
     for tensor in made.tensors:
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + 1
-    return Written(tuple(made.files), dict(sorted(counts.items())), made.told)
+    return Written(names, dict(sorted(counts.items())), made.told)
+
+
+def _moved(file: Path, folder: Path) -> str:
+    """A file of a form, which may lie deeper, in the folder itself."""
+    if (folder / file.name).exists():
+        raise HermitcrabError(f"two files of the export are named {file.name}")
+    os.replace(file, folder / file.name)
+    return file.name
 
 
 def _copied(opened: Opened, folder: Path) -> Written:
@@ -136,9 +148,10 @@ def compare(opened: Opened, target: str, kind: str, folder: Path, written: Writt
 def _runtime(target: str, path: Path) -> Any:
     import torch
 
+    from hermitcrab.models.formats.openvino import stateful
     from hermitcrab.models.runtimes import open_runtime
 
-    if target == "openvino":
+    if target == "openvino" and not stateful(path):
         from hermitcrab.models.runtimes.openvino_graph import OpenvinoGraph
 
         return OpenvinoGraph(path).eval()
@@ -154,6 +167,5 @@ def _behind_prompts(path: Path, probes: list[list[int]], wanted: torch.Tensor) -
     ends = torch.tensor([len(probe) for probe in probes]).cumsum(0) - 1
     model = wanted[ends].log_softmax(-1)
     told = torch.from_numpy(next_log_probabilities(path, probes, model.shape[1])).float()
-    return model, torch.where(
-        torch.isinf(told), model.min() - 20, told
-    )  # what is not told is less likely than all that is
+    never = model.min() - 20  # what is not told is less likely than all that is
+    return model, torch.where(torch.isinf(told), never, told)

@@ -253,7 +253,8 @@ def said_by(format: str, path: Path) -> dict[str, str | None] | None:
         from hermitcrab.models.formats.openvino import said
 
         found = said(path)
-        return {word: found.get(f"hermitcrab/{key}") for word, key in WORDS.items()}
+        if "hermitcrab/license" in found:
+            return {word: found.get(f"hermitcrab/{key}") for word, key in WORDS.items()}
     from hermitcrab.compress import load_form
 
     words: dict[str, str | None] = load_form(format).said(path)

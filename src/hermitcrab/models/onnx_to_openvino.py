@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 NAME = "openvino_model.xml"
 SAID = "hermitcrab"  # the part of `rt_info` that is ours
+KINDS = ("f16", "f32", "int8")
 BITS = {"F32": 32.0, "F16": 16.0, "I8": 8.0, "U8": 8.0}
 
 
@@ -23,6 +24,8 @@ def make(source: Source, kind: str, folder: Path) -> Made:
     from hermitcrab.compress.onnx import Onnx
     from hermitcrab.models.formats import open_weights
 
+    if kind not in KINDS:
+        raise HermitcrabError(f"openvino: a model of {source.task} is written as {', '.join(KINDS)}. Received: {kind}")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as scratch:
         onnx = Onnx(source)
         made = onnx.make("f32", Path(scratch))

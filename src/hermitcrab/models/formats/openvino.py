@@ -93,6 +93,12 @@ def said(path: Path) -> dict[str, str]:
         return read_document(path, graph).said
 
 
+def stateful(path: Path) -> bool:
+    """Whether the model keeps something (keys and values) from call to call."""
+    with open_checked(path) as graph:
+        return any(layer.type == "ReadValue" for layer in read_document(path, graph).layers)
+
+
 def _placed(path: Path, beside: Path, layer: Layer, size: int) -> TensorInfo | None:
     """Where the numbers of a constant lie; None for what holds no numbers."""
     kind = layer.data.get("element_type", "")
