@@ -154,6 +154,29 @@ def serve_verb(args: argparse.Namespace) -> Answer:
     return told, lambda: f"{told['model']} answers at {told['url']}/v1 (Ctrl-C ends it)", serve
 
 
+def export_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.deploy import TARGETS, Options, export
+    from hermitcrab.report.terminal import render_export
+    from hermitcrab.store import Store
+
+    if args.to not in TARGETS:
+        from hermitcrab import exporting
+
+        if args.to not in exporting.TARGETS:
+            known = (*exporting.TARGETS, *TARGETS)
+            raise UsageError(
+                f"--to {args.to}: no such target{did_you_mean(args.to, known)}; expected {', '.join(known)}"
+            )
+        told = exporting.export(args.model, args.to, args.out, Store(args.store), type=args.type, key=args.key,
+                                unverified=args.unverified, sign=args.sign)  # fmt: skip
+        return told, lambda: render_export(told), 0
+    options = Options(image=args.image, replicas=args.replicas, autoscale=args.autoscale, secret=args.secret,
+                      volume=args.volume)  # fmt: skip
+    told = export(args.model, args.to, args.out, Store(args.store), key=args.key, unverified=args.unverified,
+                  options=options)  # fmt: skip
+    return told, lambda: render_export(told), 0
+
+
 def keygen_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.lineage.keys import default_path, keygen
 
@@ -335,6 +358,19 @@ _verb("serve", "serve a package by the OpenAI API: /v1/chat/completions, /v1/com
       _arg("--port", type=int, default=8000, help="0 takes any that is free (default: 8000)"),
       _arg("--api-key", metavar="env:NAME", help="ask for the key that this environment variable holds"),
       _arg("--queue", type=_count, default=16, metavar="N", help="requests that may wait, the next is refused (default: 16)"),
+      SIGNER, UNVERIFIED, STORE)  # fmt: skip
+_verb("export", "write a package for other programs: its model in their format, with its record, or files that deploy it",
+      export_verb, "crab export runs/demo/package --to gguf --type Q8_0 --out demo-gguf", MODEL,
+      _arg("--to", required=True, metavar="TARGET", help="safetensors, gguf, onnx or openvino (the model, loaded back and compared); "
+           "modelfile (Ollama), docker or k8s (files that run `crab serve`)"),
+      _arg("--type", metavar="TYPE", help="of the weights: gguf Q8_0, F16, …; onnx f32, int8; openvino f16, f32, int8"),
+      _arg("--sign", type=Path, metavar="PEM", help="private key to sign the exported model with (default: the one of `crab keygen`)"),
+      _arg("--out", type=Path, required=True, metavar="FOLDER", help="where to"),
+      _arg("--image", metavar="NAME:TAG", help="the server's image (docker, k8s; default: hermitcrab:VERSION)"),
+      _arg("--replicas", type=_count, default=1, metavar="N", help="servers at once (k8s; default: 1)"),
+      _arg("--autoscale", type=_count, metavar="N", help="up to so many servers by load (k8s; default: as --replicas says)"),
+      _arg("--secret", metavar="NAME", help="the secret that holds the API key under `api-key` (k8s)"),
+      _arg("--volume", metavar="NAME", help="the volume claim that holds the package (k8s; default: by its name)"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
 ALPHA = _arg("--alpha", type=_level, default=1e-6, metavar="LEVEL", help="level of the exact tests (default: 1e-6)")
 _verb("trace", "does SUSPECT descend from BASE? An answer from the weights alone, with a p-value", trace_verb,

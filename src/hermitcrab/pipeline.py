@@ -249,10 +249,11 @@ class Run:
         ]  # fmt: skip
         if not missing:
             return
-        base = self.recipe.base
-        place = self.resolved[base.tokenizer if base.path == "scratch" and base.tokenizer else base.path]
         if self.recipe.compress.anything:
-            compress.check(self.recipe.compress, self.artifacts["collect"].read("base.json"), fetch(place, self.store))
+            base = self.recipe.base
+            named = base.tokenizer if base.path == "scratch" else base.path
+            place = fetch(self.resolved[named], self.store) if named else Path()
+            compress.check(self.recipe.compress, self.artifacts["collect"].read("base.json"), place)
         for run in [self, *missing] if self.recipe.tune else missing:
             if problem := shortage(estimate(run.recipe, run.artifacts, run.resolved), self.store.root):
                 raise HermitcrabError(problem)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMS = {
     "gguf": "hermitcrab.compress.gguf:Gguf",
     "openvino": "hermitcrab.compress.openvino:Openvino",
+    "onnx": "hermitcrab.compress.onnx:Onnx",
 }
 """Key of `compress`, which also is the folder in a package → the form's class."""
 FOLDERS = ("gguf/", "openvino/", "onnx/", "prune/", "distill/")
@@ -39,7 +40,7 @@ class Source:
         start: the same as a model to load; `base_start`: what it was derived from, None where nothing is known of it.
         base: base.json.
         about: what a file must say of itself: `name`, `license`, and of the base `base_digest`, `base_name`, `base_uri`,
-            `base_revision`, as far as there is one.
+            `base_revision`, as far as there is one; of an export `package_digest`, that of the package.
         calibration: training rows, those with the smallest ids. `validation`: rows on which something may be chosen.
         metric: the one that decides.
     """
@@ -56,7 +57,7 @@ class Source:
     about: dict[str, str]
     calibration: pa.Table
     validation: pa.Table
-    metric: str
+    metric: str = ""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ WORDS = {
     "base_name": "general.base_model.0.name",
     "base_uri": "hermitcrab.base.uri",
     "base_revision": "general.base_model.0.version",
+    "package_digest": "hermitcrab.package.digest",
 }  # of `Source.about` → GGUF's own key, or ours
 
 

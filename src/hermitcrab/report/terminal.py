@@ -256,6 +256,11 @@ def render_answers(answers: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def render_export(told: Mapping[str, Any]) -> str:
+    lines = [f"wrote {words.plain(told['folder'])}/{words.plain(name)}" for name in told["files"]]
+    return "\n".join([*lines, *(f"note: {words.plain(note)}" for note in told["notes"])])
+
+
 def render_doctor(found: Mapping[str, Any]) -> str:
     rows = [
         ("system", f"{found['platform']}, Python {found['python']}"),

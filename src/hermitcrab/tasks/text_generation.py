@@ -107,6 +107,7 @@ class TextGeneration:
     ignored = ()
     baselines = ("majority", "tfidf-logreg")
     compresses = ("gguf", "openvino")
+    exports = ("safetensors", "gguf", "onnx", "openvino")
     counts = "tokens"
     metrics = ("accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte")
 

@@ -6,7 +6,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-RUNTIMES = {"openvino": "hermitcrab.models.runtimes.openvino:open_model"}
+RUNTIMES = {
+    "onnx": "hermitcrab.models.runtimes.onnx:open_model",
+    "openvino": "hermitcrab.models.runtimes.openvino:open_model",
+}
 """Kind of a base → what opens it, given its path and the torch dtype that it is to compute in."""
 
 
