@@ -23,6 +23,7 @@ from hermitcrab.models import architectures, ggml
 from hermitcrab.models.base import read_config
 from hermitcrab.models.formats import PICKLES, Weights, open_weights
 from hermitcrab.models.formats.weights import Stamp
+from hermitcrab.models.runtimes import RUNTIMES, open_runtime
 from hermitcrab.models.tokenizer import TextTokenizer, read_json_file, read_tokenizer
 from hermitcrab.progress import progress, warn
 
@@ -38,7 +39,7 @@ SLACK = 1.02  # parameters that a configuration may have beyond those in the fil
 def load_model(
     base: dict[str, Any], path: Path, dtype: torch.dtype, kind: str = "CAUSAL_LM", config: dict[str, Any] | None = None
 ) -> PreTrainedModel:
-    """The model of a base, in `dtype`, in evaluation mode.
+    """The model of a base, in `dtype`, in evaluation mode; in a runtime's own format it computes there.
 
     Args:
         kind: which of transformers' mappings it comes from (`MODEL_FOR_…_MAPPING`).
@@ -48,6 +49,8 @@ def load_model(
         HermitcrabError: a file that is not the recorded one, or weights that do not fit their configuration.
     """
     with verified(base, path), quiet():
+        if base["kind"] in RUNTIMES:
+            return open_runtime(base["kind"], path, dtype)
         weights = open_weights(path)
         if weights.format == "gguf":
             beside = any(file["path"] == "generation_config.json" for file in base["files"])

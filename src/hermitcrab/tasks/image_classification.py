@@ -74,7 +74,8 @@ class ImageClassification:
         "evaluate.choices", "evaluate.few_shot", "evaluate.calibrate", "evaluate.max_new_tokens", "evaluate.sequence_length",
     )  # fmt: skip
     baselines = ("majority", "logistic-regression")
-    compresses = ("prune", "distill")
+    compresses = ("onnx", "prune", "distill")
+    exports = ("safetensors", "onnx", "openvino")
     metrics = ("accuracy", "precision", "recall", "f1")
     counts = "rows"
 

@@ -16,6 +16,7 @@ from hermitcrab.trace.parts import Part, Seen, Structure
 from hermitcrab.trace.structure import understand
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+GRAPHS = ("onnx", "openvino")  # formats that say what is done with a tensor
 MOST_TENSORS = 200_000
 LARGEST_JSON = 1 << 26
 LARGEST_MATRIX = 1 << 31  # bytes as float32 of one that must be held whole
@@ -134,7 +135,7 @@ def open_model(path: str | Path) -> Model:
         raise HermitcrabError(
             f"{path}: {len(weights.tensors):,} tensors are more than a model has (at most {MOST_TENSORS:,})"
         )
-    uses = weights.metadata.get("uses", {}) if weights.format == "onnx" else {}
+    uses = weights.metadata.get("uses", {}) if weights.format in GRAPHS else {}
     scales = _scales(weights)
     seen, constants = [], {}
     for name, info in weights.tensors.items():
@@ -150,7 +151,7 @@ def open_model(path: str | Path) -> Model:
         raise HermitcrabError(
             f"{path}: holds no matrix of floating-point weights to compare (tensors: {len(weights.tensors):,})"
         )
-    structure = understand(seen, ordered=weights.format == "onnx")
+    structure = understand(seen, ordered=weights.format in GRAPHS)
     model = Model(Path(path), weights, structure, Heads(), weights.opened(), constants)
     model.scales = scales
     model.parts = {p.key: p for p in structure.parts}
@@ -162,7 +163,7 @@ def numeric(weights: Weights, info: TensorInfo) -> bool:
     """Whether a tensor holds weights: floating-point, or a quantized type that its reader turns into such."""
     if weights.format == "gguf":
         return info.dtype not in ("I8", "I16", "I32", "I64")
-    if weights.format == "onnx":
+    if weights.format in GRAPHS:
         return info.dtype in FLOATS or (info.dtype in ("I8", "U8", "I4", "U4") and info.elements >= SMALLEST)
     return info.dtype in FLOATS or (info.dtype == "I8" and len(info.shape) >= 2)
 

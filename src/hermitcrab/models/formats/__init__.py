@@ -10,6 +10,7 @@ from hermitcrab.models.formats.weights import OpenWeights, TensorInfo, Weights
 __all__ = ["PICKLES", "OpenWeights", "TensorInfo", "Weights", "is_gguf", "open_weights", "weight_file"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NO_MODELS = ("adapter_model.safetensors", "openvino_tokenizer.xml", "openvino_detokenizer.xml")
 
 
 def weight_file(path: Path) -> Path:
@@ -21,8 +22,8 @@ def weight_file(path: Path) -> Path:
     for name in ("model.safetensors", INDEX):
         if (path / name).is_file() or (path / name).is_symlink():
             return path / name
-    for pattern in ("*.gguf", "*.safetensors", "pytorch_model.bin", "*.pt", "*.pth", "*.onnx", "*.npz"):
-        found = sorted(p for p in path.glob(pattern) if p.name != "adapter_model.safetensors")
+    for pattern in ("*.gguf", "*.safetensors", "pytorch_model.bin", "*.pt", "*.pth", "*.onnx", "*.xml", "*.npz"):
+        found = sorted(p for p in path.glob(pattern) if p.name not in NO_MODELS)
         if len(found) == 1:
             return found[0]
         if found:
@@ -37,7 +38,7 @@ def weight_file(path: Path) -> Path:
 
 
 def open_weights(path: Path) -> Weights:
-    """The tensors of a file or folder: safetensors (one or sharded), GGUF, ONNX, NumPy, or a checkpoint of tensors only.
+    """The tensors of a file or folder: safetensors (one or sharded), GGUF, ONNX, OpenVINO, NumPy, or a checkpoint of tensors only.
 
     Raises:
         HermitcrabError: no such file, no known format, or a file that lies about itself.
@@ -56,6 +57,14 @@ def open_weights(path: Path) -> Weights:
         from hermitcrab.models.formats import onnx
 
         return onnx.read_file(file)
+    if file.suffix == ".xml":
+        from hermitcrab.models.formats import openvino
+
+        return openvino.read_file(file)
+    if file.suffix == ".bin" and file.with_suffix(".xml").exists():
+        raise HermitcrabError(
+            f"{file}: holds the numbers of an OpenVINO model; give its graph, {file.with_suffix('.xml').name}"
+        )
     if file.suffix in (".npz", ".npy"):
         from hermitcrab.models.formats import npz
 
@@ -65,7 +74,7 @@ def open_weights(path: Path) -> Weights:
     if is_gguf(file):
         return gguf.read_file(file)
     raise HermitcrabError(
-        f"{file}: is no weight file that hermitcrab reads; expected .safetensors, .gguf, .onnx, .npz, .pt or a folder"
+        f"{file}: is no weight file that hermitcrab reads; expected .safetensors, .gguf, .onnx, .xml (OpenVINO), .npz, .pt or a folder"
     )
 
 

@@ -351,7 +351,7 @@ def _decoder(
     table: dict[str, tuple[np.ndarray, np.ndarray | None, int | None]],
 ) -> Callable[[TensorInfo, np.ndarray], np.ndarray]:
     def decode(info: TensorInfo, raw: np.ndarray) -> np.ndarray:
-        values = _plain(info, raw)
+        values = numbers(info, raw)
         if info.name not in table:
             return values
         scale, zero, axis = table[info.name]
@@ -386,7 +386,8 @@ def _decoder(
     return decode
 
 
-def _plain(info: TensorInfo, raw: np.ndarray) -> np.ndarray:
+def numbers(info: TensorInfo, raw: np.ndarray) -> np.ndarray:
+    """Packed and short floating types as plain ones; four bits stand low half first."""
     if info.dtype in ("U4", "I4"):
         both = np.stack([raw & 15, raw >> 4], 1).ravel()[: info.elements].astype(np.int8)
         return np.where(both > 7, both - 16, both) if info.dtype == "I4" else both
