@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-HEAL = {"steps": 40, "learning_rate": 1e-4, "batch_size": 4}
+HEAL = {"steps": 20, "learning_rate": 1e-4, "batch_size": 2}
 NONE = {"steps": 0}
 CASES: dict[str, dict[str, Any]] = {
     "magnitude 30 %": {"method": "magnitude", "keep": 0.7, "heal": NONE},
@@ -81,16 +81,25 @@ def measure(given: argparse.Namespace, name: str, prune: dict[str, Any]) -> dict
     made = Compression(source_of(job), reference_of(job), work, payload)
     try:
         made.run()
-    except HermitcrabError as error:
-        return {"name": name, "refused": str(error)}
+    except HermitcrabError as error:  # a run stops here; the figures are looked at all the same
+        from hermitcrab.compress import asked
+
+        ((form, kind),) = asked(part.compress)
+        label = f"{form.format} {kind}"
+        _, how, start = made.opened(form, kind)
+        pair = made.parity.paired(label, made.parity.answers(label, start))
+        return {"name": name, "refused": str(error), "method": how.told, "parity": pair}
     (entry,) = made.entries
     return {"name": name, **entry, "facts": made.facts}
 
 
 def row(entry: dict[str, Any]) -> str:
-    if "refused" in entry:
-        return f"| {entry['name']} | refused: {entry['refused']} |"
     p, told = entry["parity"], entry["method"]
+    if "refused" in entry:
+        return (
+            f"| {entry['name']} | {told['parameters'] / 1e6:.1f} M | {p['compressed']:.3f} | {p['difference']:+.3f} "
+            f"({p['low']:+.3f} to {p['high']:+.3f}) | {p['flips']} (+{p['gained']} / -{p['lost']}) | refused: {entry['refused']} |"
+        )
     label = f"{entry['format']} {entry['type']}"
     fast, was = entry["facts"][label]["per_cpu_second"], entry["facts"]["uncompressed"]["per_cpu_second"]
     return (

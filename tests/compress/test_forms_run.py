@@ -22,7 +22,7 @@ from hermitcrab.train.loop import Fit
 
 IMAGES = """
 compress:
-  prune: {method: width, keep: [0.75, 0.5], heal: {steps: 30, learning_rate: 1e-2, batch_size: 16, distill: true}}
+  prune: {method: width, keep: 0.5, heal: {steps: 30, learning_rate: 1e-2, batch_size: 16, distill: true}}
   distill: {start: new, architecture: {hidden_sizes: [8]}, epochs: 8, learning_rate: 1e-2, batch_size: 16, alpha: 0.2}
 package: {sign: false}
 """
@@ -46,17 +46,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_form_is_packaged_measured_and_verified(here: Path, capsys: Any) -> None:
     package = here / "runs/shapes/package"
     entries = {f"{e['format']} {e['type']}": e for e in read_json(package / "hermitcrab.json")["compressed"]}
-    assert list(entries) == ["prune width-0.75", "prune width-0.5", "distill student"]
+    assert list(entries) == ["prune width-0.5", "distill student"]
     for entry in entries.values():
         assert (package / entry["file"]).is_file()
         assert entry["parity"]["low"] <= entry["parity"]["difference"] <= entry["parity"]["high"]
         assert entry["parity"]["mean_kl"] < entry["parity"]["mean_kl_to_base"]
         assert entry["size"] < entry["size_of_model"] + 3000  # config and preprocessor lie beside the weights
-    assert entries["prune width-0.75"]["method"]["neurons"] == {
-        "kept": 18,
-        "of": 24,
-        "importance_lost": pytest.approx(0.05, abs=0.05),
-    }
+    neurons = entries["prune width-0.5"]["method"]["neurons"]
+    assert (neurons["kept"], neurons["of"], 0 < neurons["importance_lost"] < 0.5) == (12, 24, True)
     student = entries["distill student"]["method"]
     assert student["teacher"]["name"] == "shapes"
     assert student["learnt"]["teacher_asked"] == "once about every example"
@@ -81,7 +78,8 @@ def test_the_cut_model_loads_in_transformers_and_answers(here: Path, capsys: Any
     ).config.hidden_sizes == [8]
 
 
-@pytest.mark.parametrize("stop_at", [5, 36, 70])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at", [12, 45])
 def test_a_run_killed_while_it_heals_or_distills_ends_in_the_same_digest(
     here: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMS = {
     "gguf": "hermitcrab.compress.gguf:Gguf",
+    "openvino": "hermitcrab.compress.openvino:Openvino",
     "onnx": "hermitcrab.compress.onnx:Onnx",
     "prune": "hermitcrab.compress.prune:Prune",
     "distill": "hermitcrab.compress.distill:Distill",
@@ -41,10 +42,11 @@ class Source:
         start: the same as a model to load; `base_start`: what it was derived from, None where nothing is known of it.
         base: base.json.
         about: what a file must say of itself: `name`, `license`, and of the base `base_digest`, `base_name`, `base_uri`,
-            `base_revision`, as far as there is one.
+            `base_revision`, as far as there is one; of an export `package_digest`, that of the package.
         calibration: training rows, those with the smallest ids. `validation`: rows on which something may be chosen.
         rows: folder of the prepared rows, `train.parquet` and `validation.parquet`; None where there is a model alone.
         init_seed: of the first weights of a student, where the recipe names one.
+        metric: the one that decides.
     """
 
     model: Path
@@ -61,6 +63,7 @@ class Source:
     validation: pa.Table
     rows: Path | None = None
     init_seed: int | None = None
+    metric: str = ""
 
 
 @dataclass(frozen=True)

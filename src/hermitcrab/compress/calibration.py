@@ -1,50 +1,63 @@
-"""What a model computes on calibration rows: training rows, those with the smallest ids, in the batches that it was trained on."""
+"""What training rows tell of a language model's weights: which inputs each of its matrices is multiplied with.
+
+Rows of the training split only: what is measured afterwards was not looked at.
+
+Shapes: T tokens, C columns (inputs of a matrix).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import nn
-
-from hermitcrab.data.ledger import Ledger
 from hermitcrab.progress import progress
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import torch
 
-    from hermitcrab.tasks import Task
-
-
-def run(task: Task, model: nn.Module, rows: pa.Table, what: str) -> int:
-    """The model once over the rows, for whoever listens to its modules. Returns the number of examples."""
-    examples, _ = task.examples(rows, Ledger(task.counts))
-    size = task.part.batch_size  # type: ignore[attr-defined]
-    model.eval()
-    with torch.inference_mode(), progress(what, len(examples), "examples") as bar:
-        for start in range(0, len(examples), size):
-            which = np.arange(start, min(len(examples), start + size))
-            task.decisions(model, task.batch(examples, which))
-            bar.add(len(which))
-    return len(examples)
+    from hermitcrab.compress import Source
 
 
-@contextmanager
-def listening(modules: list[nn.Module], hear: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
-    """`hear(number, input)` whenever one of these modules is called: what it was given first."""
+def documents(source: Source) -> Iterator[list[int]]:
+    """Token ids of each calibration row, prompt and answer, as they were trained on."""
+    from hermitcrab.tasks import make_task
 
-    def hook(number: int) -> Callable[..., None]:
-        def called(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            hear(number, inputs[0] if inputs else next(iter(named.values())))
+    task: Any = make_task(source.task, source.start, source.train)
+    for document in task.documents(source.calibration):
+        yield document.ids.tolist()[: source.train.sequence_length]
 
-        return called
 
-    handles = [m.register_forward_pre_hook(hook(i), with_kwargs=True) for i, m in enumerate(modules)]
+def model_of(source: Source) -> Any:
+    """The uncompressed model, in float32."""
+    import torch
+
+    from hermitcrab.tasks import make_task
+
+    return make_task(source.task, source.start, source.train).model(torch.float32)
+
+
+def products(model: Any, ids: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """For each named linear module the sum over all tokens of x xT, float64 [C, C]."""
+    import torch
+
+    found: dict[str, torch.Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            x_TC = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+            product_CC = (x_TC.T @ x_TC).double()
+            found[name] = found[name] + product_CC if name in found else product_CC
+
+        return hook
+
+    modules = dict(model.named_modules())
+    hooks = [modules[name].register_forward_pre_hook(watch(name)) for name in names]
     try:
-        yield
+        with torch.inference_mode(), progress("calibration", len(ids), "rows") as bar:
+            for row in ids:
+                model(input_ids=torch.tensor([row]), use_cache=False, logits_to_keep=1)
+                bar.add()
     finally:
-        for handle in handles:
-            handle.remove()
+        for hook in hooks:
+            hook.remove()
+    return found

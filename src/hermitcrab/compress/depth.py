@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hermitcrab.compress import anatomy, calibration
+from hermitcrab.compress import anatomy, listening
 from hermitcrab.errors import HermitcrabError
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def distances(task: Task, model: Any, rows: pa.Table, dropped: int) -> list[floa
 
     last = stack[-1].register_forward_hook(leave)
     try:
-        with calibration.listening(list(stack), hear):
-            calibration.run(task, model, rows, "measuring layers")
+        with listening.listening(list(stack), hear):
+            listening.run(task, model, rows, "measuring layers")
     finally:
         last.remove()
     return (total_l / max(1, positions)).tolist()

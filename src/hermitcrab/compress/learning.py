@@ -18,7 +18,7 @@ from hermitcrab.compress.magnitude import Masks
 from hermitcrab.compress.teaching import Taught
 from hermitcrab.digest import describe_files, tree_files
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.store import read_json, write_json
+from hermitcrab.store import read_json, sync_tree, write_json
 from hermitcrab.tasks import Start
 
 if TYPE_CHECKING:
@@ -68,8 +68,11 @@ def learn(source: Source, start: Start, lessons: Lessons, work: Path, target: Pa
     told: dict[str, Any] = {}
     if lessons.temperature is not None:
         told |= _teach(source, session, lessons, plan)
-    masks = Masks(model, list(lessons.zeros))
-    state = session.fit(model, plan)
+    masks, threads = Masks(model, list(lessons.zeros)), torch.get_num_threads()
+    try:
+        state = session.fit(model, plan)
+    finally:
+        torch.set_num_threads(threads)  # what is measured next is measured as if this had been done before
     zeros = masks.check()
     saved(session.task, model.to(getattr(torch, source.train.final_dtype)), target)
     told |= {
@@ -80,6 +83,7 @@ def learn(source: Source, start: Start, lessons: Lessons, work: Path, target: Pa
         **({"zeros_kept": zeros} if lessons.zeros else {}),
     }  # fmt: skip
     write_json(done, {"told": told, "plan": plan.as_json()})
+    shutil.rmtree(work / "checkpoints", ignore_errors=True)  # many times the model, and of no more use
     return read_json(done)
 
 
@@ -106,6 +110,7 @@ def saved(task: Any, model: Any, target: Path) -> None:
     beside = target.with_name(f".{target.name}")
     shutil.rmtree(beside, ignore_errors=True)
     task.save(model, beside)
+    sync_tree(beside)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(beside, target)
 

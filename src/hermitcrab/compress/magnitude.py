@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hermitcrab.compress import calibration
+from hermitcrab.compress import listening
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import progress
 
@@ -54,8 +54,8 @@ def input_norms(task: Task, model: Any, rows: pa.Table) -> dict[str, torch.Tenso
         squares[number] += x_TD.square().sum(0).double()
         seen[number] += len(x_TD)
 
-    with calibration.listening([linear[name] for name in named], hear):
-        calibration.run(task, model, rows, "measuring inputs")
+    with listening.listening([linear[name] for name in named], hear):
+        listening.run(task, model, rows, "measuring inputs")
     return {
         name: (total / max(1, count)).sqrt().float() for name, total, count in zip(named, squares, seen, strict=True)
     }

@@ -26,6 +26,7 @@ WORDS = {
     "base_name": "base_model",
     "base_uri": "hermitcrab.base.uri",
     "base_revision": "hermitcrab.base.revision",
+    "package_digest": "hermitcrab.package.digest",
 }  # of `Source.about` → key of the file's metadata
 BITS = {"f32": 32.0, "int8": 8.5, "int8-static": 8.5}
 RANGES = "MinMax"
@@ -98,7 +99,8 @@ class Onnx:
         if not self.source.calibration.num_rows:
             raise HermitcrabError("compress.onnx: int8-static needs training rows to see ranges on, and there is none")
         task = make_task(self.source.task, self.source.start, self.source.train)
-        model, seen = OnnxModel(wide), []
+        seen: list[dict[str, Any]] = []
+        model = OnnxModel(wide)
         model.given = seen.append
         task.predict(model, self.source.calibration, self.source.evaluate)
         return iter(seen)

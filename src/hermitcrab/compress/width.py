@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hermitcrab.compress import anatomy, calibration
+from hermitcrab.compress import anatomy, listening
 from hermitcrab.compress.anatomy import Bundle
 from hermitcrab.errors import HermitcrabError
 
@@ -39,8 +39,8 @@ def importance(task: Task, model: Any, bundles: list[Bundle], rows: pa.Table) ->
         seen[number] += len(a_TUW)
         moments_UWW[number] += torch.einsum("tuw,tuv->uwv", a_TUW, a_TUW).double()
 
-    with calibration.listening([b.reader for b in bundles], hear):
-        calibration.run(task, model, rows, "weighing units")
+    with listening.listening([b.reader for b in bundles], hear):
+        listening.run(task, model, rows, "weighing units")
     found = []
     for bundle, moment_UWW, count in zip(bundles, moments_UWW, seen, strict=True):
         w_DUW = bundle.reader.weight.detach().double().unflatten(1, (bundle.units, bundle.width))

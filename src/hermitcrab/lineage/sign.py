@@ -39,6 +39,18 @@ def sign_package(folder: Path, statements: list[dict[str, Any]], key: Path) -> N
     write_atomic(folder / bundle.NAME, _sign_folder(folder, key))
 
 
+def sign_export(folder: Path, statement: dict[str, Any], key: Path) -> None:
+    """The one claim of an export, then the signature over everything in its folder.
+
+    Raises:
+        HermitcrabError: the key cannot sign.
+    """
+    private = load_private(key)
+    write_atomic(folder / CLAIMS, sign_statement(statement, private) + b"\n")
+    write_atomic(folder / SIGNER, public_pem(private.public_key()))
+    write_atomic(folder / bundle.NAME, _sign_folder(folder, key))
+
+
 def _check_subjects(folder: Path, statements: list[dict[str, Any]]) -> None:
     """Nothing is signed but what the package stage left."""
     if not statements or stage_of(statements[-1]) != "package":

@@ -151,18 +151,21 @@ class Folder:
 
 
 def verify(folder: str | Path, key: str | Path | None = None) -> Verification:
-    """Check a package folder.
+    """Check a package, or an export of one.
 
     Args:
-        folder: the package.
+        folder: the package; of an export its folder, or a file in it.
         key: the public key (PEM) that it should be signed by; without one the signer is not authenticated.
 
     Raises:
         UsageError: where `folder` is no folder, or `key` no public key. What the folder holds never raises.
     """
     from hermitcrab.lineage.chain import check_chain
+    from hermitcrab.lineage.exported import check_export, is_export
 
     path = Path(folder)
+    if path.is_file() and (path.parent / "hermitcrab.json").is_file():
+        path = path.parent  # a file of an export: what vouches for it lies beside it
     if not path.is_dir():
         raise UsageError(
             f"{path}: {'not a folder' if path.exists() else 'no such folder'}; expected the folder of a package"
@@ -176,7 +179,7 @@ def verify(folder: str | Path, key: str | Path | None = None) -> Verification:
     signer = _signer(result, here)
     _signature(result, here, signer, expected)
     claims = _claims(result, here, signer or expected)
-    check_chain(result, here, claims)
+    (check_export if is_export(here) else check_chain)(result, here, claims)
     return result
 
 

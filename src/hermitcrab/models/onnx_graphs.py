@@ -77,8 +77,14 @@ def _image(model: Any) -> Graph:
 
 def _encoder(model: Any) -> Graph:
     """Of texts: `last_hidden_state` [B, S, hidden]."""
-    names = ("input_ids", "attention_mask", *(("token_type_ids",) if getattr(model.config, "type_vocab_size", 0) else ()))
-    make = {"attention_mask": torch.ones}  # each a tensor of its own: one that is given twice would be taken for one input
+    names = (
+        "input_ids",
+        "attention_mask",
+        *(("token_type_ids",) if getattr(model.config, "type_vocab_size", 0) else ()),
+    )
+    make = {
+        "attention_mask": torch.ones
+    }  # each a tensor of its own: one that is given twice would be taken for one input
     inputs = {name: make.get(name, torch.zeros)(ROWS, TOKENS, dtype=torch.long) for name in names}
     sizes = {name: {0: "batch", 1: "sequence"} for name in names}
     return Graph(_Hidden(model, names), inputs, ("last_hidden_state",), sizes)

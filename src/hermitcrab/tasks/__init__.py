@@ -96,6 +96,8 @@ class Task(Protocol):
     baselines: ClassVar[tuple[str, ...]]
     compresses: ClassVar[tuple[str, ...]]
     """Keys of `compress` that it can do."""
+    exports: ClassVar[tuple[str, ...]]
+    """Formats that its models can be exported to (`exporting.TARGETS`)."""
     metrics: ClassVar[tuple[str, ...]]
     counts: ClassVar[str]
     """What the ledger of examples counts."""

@@ -75,6 +75,7 @@ class ImageClassification:
     )  # fmt: skip
     baselines = ("majority", "logistic-regression")
     compresses = ("onnx", "prune", "distill")
+    exports = ("safetensors", "onnx", "openvino")
     metrics = ("accuracy", "precision", "recall", "f1")
     counts = "rows"
 

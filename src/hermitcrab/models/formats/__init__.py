@@ -62,7 +62,9 @@ def open_weights(path: Path) -> Weights:
 
         return openvino.read_file(file)
     if file.suffix == ".bin" and file.with_suffix(".xml").exists():
-        raise HermitcrabError(f"{file}: holds the numbers of an OpenVINO model; give its graph, {file.with_suffix('.xml').name}")
+        raise HermitcrabError(
+            f"{file}: holds the numbers of an OpenVINO model; give its graph, {file.with_suffix('.xml').name}"
+        )
     if file.suffix in (".npz", ".npy"):
         from hermitcrab.models.formats import npz
 

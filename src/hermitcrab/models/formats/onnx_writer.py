@@ -284,7 +284,7 @@ def narrowed(path: Path) -> list[str]:
 
     model = ir.load(path)
     return [
-        node.name for node in model.graph
+        str(node.name) for node in model.graph
         if node.op_type in PRODUCTS and any(v is not None and v.is_initializer() for v in node.inputs[1:2])
     ]  # fmt: skip
 
@@ -303,14 +303,14 @@ def stored(path: Path) -> list[Stored]:
     """The tensors of a file that `write` or one of the quantizers left; no shapes, indices and scales."""
     import onnx_ir as ir
 
-    values = {name: value.const_value for name, value in ir.load(path).graph.initializers.items()}
+    values: dict[str, Any] = {name: value.const_value for name, value in ir.load(path).graph.initializers.items()}
     found = []
     for name, tensor in values.items():
         belongs = [values[name + end] for end in BESIDE if name + end in values]
         helper = any(name.endswith(end) and name.removesuffix(end) in values for end in BESIDE)
         if helper or tensor.dtype.name not in KINDS or not tensor.shape or min(tensor.shape) < 1:
             continue
-        if tensor.dtype.name != "FLOAT" and not belongs or name.endswith(BESIDE):
+        if (tensor.dtype.name != "FLOAT" and not belongs) or name.endswith(BESIDE):
             continue
         size = sum(part.nbytes for part in (tensor, *belongs))
         found.append(Stored(name, KINDS[tensor.dtype.name], tuple(tensor.shape), 8 * size / tensor.size))

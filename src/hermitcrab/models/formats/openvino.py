@@ -72,7 +72,9 @@ def read_file(path: Path) -> Weights:
     kept = [layer for layer in document.layers if id(layer) in constants and id(layer) not in helpers]
     uses = {id(layer): use for layer in kept if (use := _use(layer)) is not None}
     kept.sort(key=lambda layer: uses[id(layer)].place if id(layer) in uses else len(document.layers))
-    table, told, named = {}, {}, {}
+    table: dict[str, _Packed] = {}
+    told: dict[str, TensorInfo] = {}
+    named: dict[str, Use] = {}
     for layer in kept:
         name = _name(layer, uses.get(id(layer)), told)
         info = constants[id(layer)]
@@ -91,13 +93,21 @@ def said(path: Path) -> dict[str, str]:
         return read_document(path, graph).said
 
 
+def stateful(path: Path) -> bool:
+    """Whether the model keeps something (keys and values) from call to call."""
+    with open_checked(path) as graph:
+        return any(layer.type == "ReadValue" for layer in read_document(path, graph).layers)
+
+
 def _placed(path: Path, beside: Path, layer: Layer, size: int) -> TensorInfo | None:
     """Where the numbers of a constant lie; None for what holds no numbers."""
     kind = layer.data.get("element_type", "")
     if kind in NUMBERLESS:
         return None
     if kind not in TYPES:
-        raise HermitcrabError(f"{path}: the constant `{shown(layer.name)}` is of type {shown(kind)}, which is not read here")
+        raise HermitcrabError(
+            f"{path}: the constant `{shown(layer.name)}` is of type {shown(kind)}, which is not read here"
+        )
     words = [word.strip() for word in layer.data.get("shape", "").split(",")]
     places = (layer.data.get("offset", ""), layer.data.get("size", ""))
     if not all(_number(word) for word in (*places, *(words if words != [""] else ()))):
@@ -171,7 +181,9 @@ def _use(layer: Layer) -> Use | None:
             here = taker
             continue
         second = taker.inputs.get(1) is here
-        rows_in = taker.type == "MatMul" and taker.data.get("transpose_b" if second else "transpose_a", "false") != "true"
+        rows_in = (
+            taker.type == "MatMul" and taker.data.get("transpose_b" if second else "transpose_a", "false") != "true"
+        )
         return Use(taker.type, taker.place, taker.name, turned ^ rows_in)
     return None
 
@@ -179,7 +191,11 @@ def _use(layer: Layer) -> Use | None:
 def _name(layer: Layer, use: Use | None, taken: dict[str, TensorInfo]) -> str:
     """A constant by its name in the model; torch's and the converter's own additions left out."""
     name = layer.name.removesuffix("_compressed").removeprefix("self.")
-    if use is not None and AUTOMATIC.fullmatch(name) and use.op in ("MatMul", "Gather", "Convolution", "GroupConvolution"):
+    if (
+        use is not None
+        and AUTOMATIC.fullmatch(name)
+        and use.op in ("MatMul", "Gather", "Convolution", "GroupConvolution")
+    ):
         scope = use.name.split("/")[0].removeprefix("__module.")
         name = name if not scope or AUTOMATIC.fullmatch(scope) else f"{scope}.weight"
     while name in taken or not name:

@@ -1,0 +1,74 @@
+"""What llama.cpp itself says comes next, for a GGUF file: the check that another program reads the file as it was meant.
+
+Asked through xllamacpp, whose server listens on a socket that is taken away at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hermitcrab.errors import HermitcrabError, needs
+
+SPARE = 8  # positions beyond the longest prompt
+
+
+def next_log_probabilities(path: Path, prompts: list[list[int]], vocabulary: int) -> np.ndarray:
+    """Log-probabilities (nats, float64 [N, V]) of the token behind each prompt of token ids; -inf where none was told.
+
+    Raises:
+        HermitcrabError: llama.cpp cannot load the file, or answers otherwise than it should.
+    """
+    server = _server(path, max(map(len, prompts)) + SPARE)
+    found = np.full((len(prompts), vocabulary), -np.inf)
+    for row, prompt in zip(found, prompts, strict=True):
+        for entry in _ask(server, path, prompt, vocabulary):
+            if 0 <= entry["id"] < vocabulary:
+                row[entry["id"]] = entry["logprob"]
+    return found
+
+
+def _server(path: Path, positions: int) -> Any:
+    needs("xllamacpp", "compress")
+    import xllamacpp
+
+    folder = tempfile.mkdtemp(prefix="crab-")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.hostnames = [f"{folder}/llama.sock"]
+    params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
+    params.n_parallel, params.n_ctx = 1, positions
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.fit_params = params.warmup = params.ctx_shift = False
+    params.cache_ram_mib, params.verbosity = 0, 0
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise HermitcrabError(f"{path}: llama.cpp cannot load it") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ask(server: Any, path: Path, prompt: list[int], vocabulary: int) -> list[dict[str, Any]]:
+    heard: list[Any] = []
+
+    def hear(answer: Any) -> bool:
+        heard.append(answer)
+        return False
+
+    body = {"prompt": prompt, "n_predict": 1, "temperature": 0.0, "n_probs": vocabulary, "post_sampling_probs": False,
+            "cache_prompt": False, "stream": False}  # fmt: skip
+    server.handle_completions(json.dumps(body).encode(), hear)
+    answer = heard[-1] if heard else {}
+    answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
+    try:
+        return list(answer["completion_probabilities"][0]["top_logprobs"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise HermitcrabError(f"{path}: llama.cpp did not tell what comes next: {str(answer)[:200]}") from error
