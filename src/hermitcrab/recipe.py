@@ -34,7 +34,7 @@ SHA256 = r"^(sha256:)?[0-9a-f]{64}$"
 
 GgufType = Literal[
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "Q3_K", "Q2_K",
-    "Q6_K-calibrated", "Q5_K-calibrated", "Q5_1-calibrated", "Q5_0-calibrated", "Q4_K-calibrated", "Q4_1-calibrated",
+    "Q8_0-calibrated", "Q6_K-calibrated", "Q5_K-calibrated", "Q5_1-calibrated", "Q5_0-calibrated", "Q4_K-calibrated", "Q4_1-calibrated",
     "Q4_0-calibrated", "IQ4_NL-calibrated", "Q3_K-calibrated", "Q2_K-calibrated",
 ]  # fmt: skip
 OpenvinoType = Literal["f32", "f16", "bf16", "int8", "int4", "int4-calibrated"]
@@ -326,13 +326,16 @@ class Distill(Part):
 class Target(Part):
     max_loss: Annotated[float, Field(gt=0)]
     """What a smaller model may lose at most of the deciding metric (absolute). Where the interval of the paired difference does
-    not show that it loses less, the run stops. Quantized types keep the tensors that hurt most in a wider type until it does."""
+    not show that it loses less, the run stops."""
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    """Mean KL (nats) on calibration rows that the tensors of a GGUF type may cost: those that hurt most stay wider until it is
+    met. null: until validation rows lose no more than `max_loss`."""
 
 
 class Compress(Part):
     gguf: list[GgufType] = []
     """Also ship the model as GGUF in these types, each compared with the uncompressed model. Empty: none. `-calibrated`: rounded by
-    how strongly training rows use each input of a tensor (an importance matrix)."""
+    what training rows are multiplied with (GPTQ, or llama.cpp's importance matrix for its K-quants)."""
     openvino: list[OpenvinoType] = []
     """The same as OpenVINO's intermediate representation."""
     onnx: list[OnnxType] = []

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMS = {
     "gguf": "hermitcrab.compress.gguf:Gguf",
+    "openvino": "hermitcrab.compress.openvino:Openvino",
     "onnx": "hermitcrab.compress.onnx:Onnx",
 }
 """Key of `compress`, which also is the folder in a package → the form's class."""
@@ -41,6 +42,7 @@ class Source:
         about: what a file must say of itself: `name`, `license`, and of the base `base_digest`, `base_name`, `base_uri`,
             `base_revision`, as far as there is one; of an export `package_digest`, that of the package.
         calibration: training rows, those with the smallest ids. `validation`: rows on which something may be chosen.
+        metric: the one that decides.
     """
 
     model: Path
@@ -55,6 +57,7 @@ class Source:
     about: dict[str, str]
     calibration: pa.Table
     validation: pa.Table
+    metric: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hermitcrab.compress import Made, Source, Tensor
+from hermitcrab.compress.speed import threads
 from hermitcrab.digest import describe_files
 from hermitcrab.models.formats import gguf, gguf_writer
 from hermitcrab.store import write_atomic
 
 if TYPE_CHECKING:
+    from hermitcrab.models.to_gguf import Export
     from hermitcrab.recipe import Compress
     from hermitcrab.tasks import Start
 
@@ -59,12 +64,41 @@ class Gguf:
         from hermitcrab.models.to_gguf import Export
 
         export = Export(self.source.model, metadata(self.source.about))
-        file = folder / f"{self.source.name}-{kind}.gguf"
-        export.write(kind, file)
+        file, dtype = folder / f"{self.source.name}-{kind}.gguf", kind.removesuffix(gguf_writer.CALIBRATED)
+        told = self._write(export, kind, dtype, file, {})
+        wider: dict[str, str] = {}
+        if self.source.compress.target is not None and gguf_writer.BITS[dtype] < 16:
+            wider, mixed = self._mixture(export, kind, dtype, file)
+            if wider:
+                told = self._write(export, kind, dtype, file, wider)
+            told |= {"mixed": mixed}
         if (self.source.model / SETTINGS).exists():
             write_atomic(folder / SETTINGS, (self.source.model / SETTINGS).read_bytes())
-        planned = export.plan(kind)
-        return Made((file.name,), tuple(tensor_of(tensor) for tensor in planned), {"rounding": "nearest"})
+        return Made((file.name,), tuple(tensor_of(tensor) for tensor in export.plan(dtype, wider)), told)
+
+    def _write(self, export: Export, kind: str, dtype: str, file: Path, wider: dict[str, str]) -> dict[str, Any]:
+        """The file, with these tensors wider than the others; how it was rounded."""
+        if not kind.endswith(gguf_writer.CALIBRATED):
+            export.write(dtype, file, wider)
+            return {"rounding": "none" if dtype == "F32" else "nearest"}
+        from hermitcrab.compress.gguf_rounding import Calibrated
+
+        packer = Calibrated(self.source, export)
+        export.write(dtype, file, wider, packer)
+        return packer.told()
+
+    def _mixture(self, export: Export, kind: str, dtype: str, file: Path) -> tuple[dict[str, str], dict[str, Any]]:
+        """Which tensors have to stay wider for the target, measured on the file with all of them narrow."""
+        import torch
+
+        from hermitcrab.compress.mixing import Mixture
+        from hermitcrab.models import ggml
+        from hermitcrab.models.formats import open_weights
+        from hermitcrab.models.load import _gguf_tensors
+
+        weights = open_weights(file)
+        narrow = _gguf_tensors(weights, ggml.configuration(weights), torch.float32)
+        return Mixture(self.source, kind, export.plan(dtype), export.names, narrow).fewest()
 
     def start(self, kind: str, folder: Path, made: Made) -> Start:
         from hermitcrab.tasks import Start
@@ -81,7 +115,35 @@ class Gguf:
 
     @classmethod
     def pace(cls, start: Start) -> Callable[[], tuple[int, str]] | None:
-        return None
+        """In llama.cpp, which serves it."""
+        import xllamacpp as llama
+
+        folder = tempfile.mkdtemp(prefix="crab-")
+        params = llama.CommonParams()
+        params.model.path, params.n_ctx, params.n_parallel = str(start.path), POSITIONS, 1
+        params.hostnames = [f"{folder}/llama.sock"]  # a socket whose name is taken away at once: nobody can reach it
+        params.fit_params = params.warmup = params.ui = False
+        params.verbosity = 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads()
+        try:
+            server = llama.Server(params)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+        def work() -> tuple[int, str]:
+            heard: list[bytes] = []
+            asked = {"prompt": PROMPT, "n_predict": PACE, "ignore_eos": True, "temperature": 0, "cache_prompt": False}
+            server.handle_completions(json.dumps(asked).encode(), heard.append)
+            return int(json.loads(heard[-1])["usage"]["completion_tokens"]), "tokens"
+
+        return work
+
+
+PROMPT, PACE = (
+    "The ferry leaves the harbor at six, and by seven",
+    48,
+)  # text given, tokens generated to see how fast a model is
+POSITIONS = 256  # room for both
 
 
 def metadata(about: dict[str, str]) -> dict[str, Any]:

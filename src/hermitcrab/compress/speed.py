@@ -7,6 +7,7 @@ machine in one hour: they are told, and decide nothing.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -54,6 +55,11 @@ def measure(source: Source, start: Start, format: str | None, kept: Path) -> dic
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)
     return read_json(path)
+
+
+def threads() -> int:
+    """Threads that a runtime gets: what torch would take."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1)
 
 
 def main() -> None:

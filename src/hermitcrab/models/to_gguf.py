@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +55,27 @@ class Export:
             )
         return f"{f'blk.{match[1]}.' if match[1] else ''}{NAMES[match[2]]}.{match[3]}"
 
-    def plan(self, kind: str) -> list[gguf_writer.Planned]:
-        """Every tensor with the type that it gets, in the order of the file."""
+    def plan(self, kind: str, wider: Mapping[str, str] | None = None) -> list[gguf_writer.Planned]:
+        """Every tensor with the type that it gets, in the order of the file. `wider`: tensors that keep another type."""
         head = "output.weight" if "output.weight" in self.names else "token_embd.weight"
         planned = [
             gguf_writer.plan_tensor(theirs, self.weights.info(ours).shape, kind, theirs == head)
             for theirs, ours in self.names.items()
         ]
+        for place, tensor in enumerate(planned):
+            if wide := (wider or {}).get(tensor.name):
+                planned[place] = replace(tensor, dtype=wide, reason=f"hurts most, in {wide}")
         if rope(self.config)["rope_type"] == "llama3":
             planned.append(gguf_writer.Planned(ggml.ROPE_FACTORS, "F32", (head_size(self.config) // 2,)))
         return planned
 
-    def write(self, kind: str, path: Path) -> None:
+    def write(
+        self,
+        kind: str,
+        path: Path,
+        wider: Mapping[str, str] | None = None,
+        pack: Callable[[gguf_writer.Planned, np.ndarray], np.ndarray | None] = lambda *_: None,
+    ) -> None:
         """The file of one type."""
         rows = self.weights.info(self.names["token_embd.weight"]).shape[0]
         metadata = {
@@ -75,7 +86,7 @@ class Export:
             f"{self.architecture}.vocab_size": rows,
             **tokenizer_keys(self.text, rows),
         }
-        gguf_writer.write(path, self.architecture, metadata, self.plan(kind), self._read)
+        gguf_writer.write(path, self.architecture, metadata, self.plan(kind, wider), self._read, pack)
         self._check(path)
 
     def _read(self, theirs: str) -> np.ndarray:

@@ -62,7 +62,7 @@ def source_of(job: Job) -> Any:
         train=part.train, evaluate=part.evaluate, compress=part.compress, base=base,
         about=about(part.name, result_license(base["license"]["used"], licenses, part.license), base),
         calibration=smallest(pq.read_table(rows / "train.parquet"), part.compress.calibration_rows),
-        validation=pq.read_table(rows / "validation.parquet"),
+        validation=pq.read_table(rows / "validation.parquet"), metric=metrics_of(job)[0]["name"],
     )  # fmt: skip
 
 
@@ -72,12 +72,17 @@ def reference_of(job: Job) -> Any:
 
     from hermitcrab.compress.parity import Reference
 
-    metrics = [m for m in job.inputs["evaluate"].read("metrics.json") if m["model"] == "derived"]
+    metrics = metrics_of(job)
     return Reference(
         rows=pq.read_table(job.inputs["prepare"].payload / "test.parquet"),
         answers=pq.read_table(job.inputs["evaluate"].payload / "predictions" / "derived.parquet"),
         metrics=tuple(m["name"] for m in metrics), prompt_digest=metrics[0]["prompt_digest"],
     )  # fmt: skip
+
+
+def metrics_of(job: Job) -> list[dict[str, Any]]:
+    """Of the uncompressed model, the deciding one first."""
+    return [m for m in job.inputs["evaluate"].read("metrics.json") if m["model"] == "derived"]
 
 
 STAGE = Stage(

@@ -106,7 +106,7 @@ class TextGeneration:
     opens_from = "a tokenizer.json beside the weights, or a GGUF file"
     ignored = ()
     baselines = ("majority", "tfidf-logreg")
-    compresses = ("gguf",)
+    compresses = ("gguf", "openvino")
     exports = ("safetensors", "gguf", "onnx", "openvino")
     counts = "tokens"
     metrics = ("accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte")

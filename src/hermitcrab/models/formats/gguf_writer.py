@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hermitcrab.errors import HermitcrabError
+from hermitcrab.models.formats import ggml_native
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # that `gguf.quants` packs
 NATIVE = ("Q6_K", "Q5_K", "Q4_K", "IQ4_NL", "Q3_K", "Q2_K")  # that llama.cpp's own quantizer packs
@@ -81,18 +82,23 @@ def _sizes(dtype: str) -> tuple[int, int]:
     return GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
 
 
+# What a row gets that is no whole number of a K-quant's blocks of 256: the next type with blocks of 32, as llama.cpp chooses it.
+FALLBACK = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "Q3_K": "IQ4_NL", "Q2_K": "IQ4_NL"}
+
+
 def plan_tensor(name: str, shape: tuple[int, ...], wanted: str, head: bool) -> Planned:
     """The type that a tensor gets where `wanted` is asked for; `head`: it makes the logits."""
     if wanted == "F32" or not shape:
         return Planned(name, "F32", shape)
     if len(shape) < 2:
         return Planned(name, "F32", shape, "vector, in F32")
-    block, width = _sizes(wanted)
-    if shape[-1] % block:
-        return Planned(name, "F16", shape, f"row no whole number of {wanted} blocks, in F16")
-    if head and 8 * width < 8 * block:
+    if head and BITS[wanted] < 8 and not shape[-1] % _sizes(HEAD_TYPE)[0]:
         return Planned(name, HEAD_TYPE, shape, f"output head, in {HEAD_TYPE}")
-    return Planned(name, wanted, shape)
+    if not shape[-1] % _sizes(wanted)[0]:
+        return Planned(name, wanted, shape)
+    other = FALLBACK.get(wanted, "F16")
+    other = "F16" if shape[-1] % _sizes(other)[0] else other
+    return Planned(name, other, shape, f"row no whole number of {wanted} blocks, in {other}")
 
 
 def write(
@@ -101,12 +107,14 @@ def write(
     metadata: Mapping[str, Any],
     tensors: Sequence[Planned],
     read: Callable[[str], np.ndarray],
+    pack: Callable[[Planned, np.ndarray], np.ndarray | None] = lambda *_: None,
 ) -> None:
     """One GGUF file (version 3, little-endian), whole or not at all.
 
     Args:
         metadata: key → str, bool, int (uint32), float (float32) or a list of one of these.
         read: name → its numbers, float32, in the shape that was planned.
+        pack: the bytes of a tensor's blocks, where they are rounded otherwise than to the nearest.
 
     Raises:
         HermitcrabError: a value that its type cannot hold.
@@ -134,7 +142,7 @@ def write(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors:
-            _append(writer, tensor, read(tensor.name), path)
+            _append(writer, tensor, read(tensor.name), path, pack)
         writer.flush()
         assert writer.fout is not None
         os.fsync(writer.fout[0].fileno())
@@ -143,10 +151,13 @@ def write(
     os.replace(beside, path)
 
 
-def _append(writer: Any, tensor: Planned, values: np.ndarray, path: Path) -> None:
-    from gguf.constants import GGMLQuantizationType
-    from gguf.quants import quantize
-
+def _append(
+    writer: Any,
+    tensor: Planned,
+    values: np.ndarray,
+    path: Path,
+    pack: Callable[[Planned, np.ndarray], np.ndarray | None],
+) -> None:
     largest = float(np.abs(values).max(initial=0.0))
     if not np.isfinite(largest):
         raise HermitcrabError(f"{path.name}: tensor `{tensor.name}` holds values that are no numbers (NaN or infinite)")
@@ -155,12 +166,22 @@ def _append(writer: Any, tensor: Planned, values: np.ndarray, path: Path) -> Non
             f"{path.name}: tensor `{tensor.name}` holds {largest:.4g}, beyond what {tensor.dtype} can say "
             f"(at most {LARGEST_F16:g}); choose F32 or BF16"
         )
-    packed = np.ascontiguousarray(
-        quantize(np.ascontiguousarray(values, np.float32), GGMLQuantizationType[tensor.dtype])
-    )
+    packed = pack(tensor, values)
+    if packed is None:
+        packed = _nearest(tensor.dtype, np.ascontiguousarray(values, np.float32))
     try:
         writer.write_tensor_data(packed)
     except OSError as error:
         if error.errno is None:  # numpy tells only how many bytes it could not write
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
+
+
+def _nearest(dtype: str, values: np.ndarray) -> np.ndarray:
+    """Rounded to the nearest: by `gguf.quants` where it can, else by llama.cpp's own quantizer."""
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    if dtype in NATIVE:
+        return ggml_native.quantize(values, dtype)
+    return np.ascontiguousarray(quantize(values, GGMLQuantizationType[dtype]))

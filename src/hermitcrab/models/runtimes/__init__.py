@@ -8,6 +8,7 @@ from typing import Any
 
 RUNTIMES = {
     "onnx": "hermitcrab.models.runtimes.onnx:open_model",
+    "openvino": "hermitcrab.models.runtimes.openvino:open_model",
 }
 """Kind of a base → what opens it, given its path and the torch dtype that it is to compute in."""
 
