@@ -238,6 +238,7 @@ def quantize_static(
             prepared, made, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(PRODUCTS), per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod[method],
             nodes_to_exclude=list(wide), use_external_data_format=outside,
+            extra_options={"MatMulConstBOnly": True},  # attention's own products have no weights, and outliers on both sides
         )  # fmt: skip
 
     return _quantized(source, path, metadata, make)
