@@ -46,7 +46,9 @@ class Ir:
         return at
 
     def write(self, folder: Path, more: str = "") -> Path:
-        text = f'<?xml version="1.0"?><net name="m" version="11"><layers>{"".join(self.layers)}</layers><edges>{"".join(self.edges)}</edges>{more}</net>'
+        layers, edges = "".join(self.layers), "".join(self.edges)
+        head = '<?xml version="1.0"?><net name="m" version="11">'
+        text = f"{head}<layers>{layers}</layers><edges>{edges}</edges>{more}</net>"
         (folder / "openvino_model.xml").write_text(text)
         (folder / "openvino_model.bin").write_bytes(self.data)
         return folder / "openvino_model.xml"
@@ -95,7 +97,7 @@ def test_eight_bits_come_out_as_the_numbers_that_the_graph_computes_with(tmp_pat
 def test_four_bits_in_groups_are_joined_and_named_after_the_layer_that_takes_them(tmp_path):
     ir = Ir()
     x = ir.layer("Parameter", "x")
-    packed = (np.arange(12, dtype=np.uint8) * 37 % 256).reshape(3, 2, 2)  # 3 x 2 groups of 4
+    packed = (np.arange(12) * 37 % 256).astype(np.uint8).reshape(3, 2, 2)  # 3 x 2 groups of 4
     scale = np.arange(1, 7, dtype=np.float16).reshape(3, 2, 1)
     w = unpacked(ir, ir.constant("Transpose_12", packed, "i4", 4), None, ir.constant("t/scale", scale))
     w = ir.layer("Reshape", "r", [w, ir.constant("rs", np.array([3, 8]))], (3, 8))
