@@ -26,7 +26,8 @@ def spec_of(folder: Path, **more: Any) -> Spec:
     encoder = load_encoder(base, folder, "none")
     known: dict[str, Any] = {
         "engine": "transformers", "path": str(folder), "digest": base["digest"], "files": base["files"], "base": base,
-        "tokenizer": str(folder), "precision": "float32", "ends": sorted(encoder.ends), "pad": encoder.pad, "vocabulary": 400,
+        "tokenizer": str(folder), "precision": "float32", "ends": sorted(encoder.ends), "pad": encoder.pad,
+        "vocabulary": base["shape"]["vocab_size"],
         "slots": 4, "threads": 1,
     }  # fmt: skip
     return Spec(**{**known, **more})
@@ -36,7 +37,7 @@ def gguf_spec(file: Path, engine: str, **more: Any) -> Spec:
     """An engine on a GGUF file of the tiny model."""
     known: dict[str, Any] = {
         "engine": engine, "path": str(file), "digest": digest_file(file), "files": describe_files(file.parent, [file.name]),
-        "vocabulary": 400, "slots": 4, "threads": 1, "settings": {"exact": True},
+        "vocabulary": 280, "slots": 4, "threads": 1, "settings": {"exact": True},
     }  # fmt: skip
     return Spec(**{**known, **more})
 

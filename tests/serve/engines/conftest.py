@@ -14,18 +14,27 @@ from engine_specs import Running, gguf_spec, running, spec_of
 from tiny import write_model
 
 from hermitcrab.models.to_gguf import Export
+from hermitcrab.models.tokenizer import read_tokenizer
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("engines") / "model", hidden_size=128, head_dim=32)
+    """Every id of its vocabulary has a text, and every weight is a number of 16 bits, so that a file in F16 holds the same."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("engines") / "model"
+    write_model(folder, hidden_size=128, head_dim=32)
+    write_model(folder, hidden_size=128, head_dim=32, vocab_size=read_tokenizer(folder).backend.get_vocab_size())
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).half().float().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def gguf(model: Path) -> Path:
-    """The same weights in GGUF, float32."""
-    file = model.parent / "model-F32.gguf"
-    Export(model, {"general.name": "tiny"}).write("F32", file)
+    """The same weights in GGUF."""
+    file = model.parent / "model-F16.gguf"
+    Export(model, {"general.name": "tiny"}).write("F16", file)
     return file
 
 

@@ -17,7 +17,7 @@ from engine_specs import Running, gguf_spec, running
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.serve.engine import Options
 
-PROMPTS = [[1, 50, 60, 70], [1, 9], [1, *range(100, 140)], [7, 8, 9, 10, 11], [300], [1, 50, 60, 71]]
+PROMPTS = [[1, 50, 60, 70], [1, 9], [1, *range(100, 140)], [7, 8, 9, 10, 11], [200], [1, 50, 60, 71]]
 CHOICE = {
     "type": "object",
     "properties": {"answer": {"enum": ["yes", "no"]}, "sure": {"type": "boolean"}},
@@ -40,16 +40,20 @@ def test_probabilities_are_those_of_the_reference(llamacpp: Running, reference: 
     for ours, theirs in zip(llamacpp.ask(*asked), reference.ask(*asked), strict=True):
         assert [p.token for p in ours.logprobs] == ours.tokens == theirs.tokens
         for a, b in zip(ours.logprobs, theirs.logprobs, strict=True):
-            assert a.logprob == pytest.approx(b.logprob, abs=2e-3)
+            assert a.logprob == pytest.approx(b.logprob, abs=0.02)  # its products are of 16 bits
             assert a.top[0] == (a.token, a.logprob)  # greedy: the likeliest one
             assert [p for _, p in a.top] == sorted((p for _, p in a.top), reverse=True)
-            assert dict(a.top) == pytest.approx(dict(b.top), abs=2e-3)
+            ours_top, theirs_top = dict(a.top), dict(b.top)
+            assert all(
+                ours_top[t] == pytest.approx(theirs_top[t], abs=0.02) for t in ours_top.keys() & theirs_top.keys()
+            )
+            assert len(ours_top.keys() & theirs_top.keys()) >= 3
             assert sum(math.exp(p) for _, p in a.top) <= 1 + 1e-6
 
 
 def test_openvino_tells_the_made_token_alone_and_says_so(openvino: Running, reference: Running) -> None:
     (ours,), (theirs,) = (engine.ask((PROMPTS[0], Options(10, logprobs=0))) for engine in (openvino, reference))
-    assert [p.logprob for p in ours.logprobs] == pytest.approx([p.logprob for p in theirs.logprobs], abs=2e-3)
+    assert [p.logprob for p in ours.logprobs] == pytest.approx([p.logprob for p in theirs.logprobs], abs=1e-4)
     assert {len(p.top) for p in ours.logprobs} == {0}
     (refused,) = openvino.ask((PROMPTS[0], Options(10, logprobs=3)))
     assert "--engine llama.cpp" in str(refused.error)
@@ -83,21 +87,23 @@ def test_an_end_is_told_with_its_token_and_only_where_it_is_one(gguf: Path, refe
         assert short.finish == ("length" if first else "stop")
 
 
-def test_an_answer_satisfies_its_schema(fast: Running, model: Path) -> None:
+@pytest.mark.parametrize("engine", ["openvino-genai", "llama.cpp"])
+def test_an_answer_satisfies_its_schema(engine: str, gguf: Path, model: Path) -> None:
     from tokenizers import Tokenizer
 
     text = Tokenizer.from_file(str(model / "tokenizer.json"))
-    schema = json.dumps(CHOICE)
-    for seed in range(3):
-        (made,) = fast.ask((PROMPTS[seed], Options(150, temperature=0.7, seed=seed, schema=schema)))
-        assert made.error is None
-        if made.finish == "stop":
-            found = json.loads(text.decode(made.tokens))
-            assert set(found) == {"answer", "sure"}
-            assert found["answer"] in ("yes", "no")
-            assert isinstance(found["sure"], bool)
-        else:  # a model that has learnt nothing may write spaces for ever
-            assert text.decode(made.tokens).lstrip()[:1] in ("{", "")
+    ended = 0
+    with running(gguf_spec(gguf, engine, ends=[2])) as asked:
+        options = [Options(180, temperature=0.7, seed=seed, schema=json.dumps(CHOICE)) for seed in range(6)]
+        for made in asked.ask(*((PROMPTS[n], o) for n, o in enumerate(options))):
+            assert made.error is None
+            ended += made.finish == "stop"
+            if made.finish == "stop":  # a model that has learnt nothing may write spaces up to its limit
+                found = json.loads(text.decode(made.tokens))
+                assert set(found) == {"answer", "sure"}
+                assert found["answer"] in ("yes", "no")
+                assert isinstance(found["sure"], bool)
+    assert ended >= 2
 
 
 @pytest.mark.parametrize(

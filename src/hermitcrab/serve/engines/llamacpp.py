@@ -56,7 +56,9 @@ class LlamaCpp(Queued):
         params.cache_ram_mib = 0
         if spec.settings.get("exact"):
             params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.fit_params = params.warmup = params.ctx_shift = False
+        params.special = True  # tokens that stand for no text are spelled too, so that bytes tell them all
         params.verbosity = 0
         try:
             self.server = xllamacpp.Server(params)
@@ -148,7 +150,7 @@ class Answer(Asked):
             self.tell(f"llama.cpp kept the last {missing} tokens of the answer to itself: they are part of a character")
             return True
         if missing > 0:
-            tokens = self.engine.vocabulary.before(choice["text"].encode(), tokens[0], missing) + tokens
+            tokens = self.engine.vocabulary.before(bytes(entries[0]["bytes"]), tokens[0], missing) + tokens
         probs = (
             [_logprob(entry, self.options.logprobs) for entry in entries] if self.options.logprobs is not None else None
         )
