@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hermitcrab.digest import digest_json
+from hermitcrab.digest import describe_files, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.models import ggml
 from hermitcrab.models.formats import open_weights
@@ -118,6 +118,28 @@ def _match(model: str, found: list[Form], engine: str | None, typed: bool, setti
         raise UsageError(f"{model}: no engine loads {_told(found)}")
     _installed("transformers")
     return "transformers", form, f"transformers, the reference engine, for there is no compressed file to serve; {FAST}"
+
+
+def choose_encoder(folder: Path, threads: int = 0) -> tuple[Spec, str]:
+    """What makes vectors of texts with the encoder in a folder: its ONNX file where there is one, else torch on its safetensors.
+
+    Raises:
+        HermitcrabError: it has neither, or the library is not installed.
+    """
+    found = [path for name in ("model.onnx", "onnx/model.onnx") if (path := folder / name).is_file()]
+    if found:
+        files = describe_files(found[0].parent, [found[0].name])
+        spec = Spec("onnx", str(found[0]), files[0]["sha256"], files, tokenizer=str(folder), threads=threads)
+        return spec, f"onnx on {found[0].name}, which needs no torch"
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names or not (folder / "config.json").is_file():
+        raise HermitcrabError(f"{folder}: expected model.onnx, or config.json and safetensors of an encoder")
+    _installed("transformers")
+    files = describe_files(folder, [*names, "config.json"])
+    spec = Spec(
+        "torch", str(folder), digest_json(files), files, tokenizer=str(folder), precision="float32", threads=threads
+    )
+    return spec, "torch, the reference, for there is no ONNX file"
 
 
 def forms(opened: Opened) -> list[Form]:

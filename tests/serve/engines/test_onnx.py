@@ -20,6 +20,7 @@ from tiny import stripes, write_tokenizer
 from hermitcrab.data.images import encode_png
 from hermitcrab.digest import describe_files
 from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.serve.choosing import choose_encoder
 from hermitcrab.serve.engine import Spec
 from hermitcrab.serve.engines.embedding import OnnxEncoder, Pooling, TorchEncoder
 from hermitcrab.serve.engines.onnx import OnnxPredictor, Session, pick, quantizes
@@ -98,6 +99,19 @@ def test_the_worker_makes_vectors_in_a_process_of_its_own(encoder: Path) -> None
             asked.do(asked.worker.embed([[1] * 49]))
         assert asked.do(asked.worker.alive(10))
     assert np.allclose(found, TorchEncoder(spec(encoder, "torch")).embed(ROWS), atol=1e-5)
+
+
+def test_an_onnx_file_is_preferred_and_torch_is_the_reference(encoder: Path, tmp_path: Path) -> None:
+    spec, why = choose_encoder(encoder, threads=1)
+    assert (spec.engine, spec.threads) == ("onnx", 1)
+    assert "no torch" in why
+    with running(spec) as asked:
+        assert len(asked.do(asked.worker.embed(ROWS[:1]))[0]) == 32
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((encoder / name).read_bytes())
+    assert choose_encoder(tmp_path)[0].engine == "torch"
+    with pytest.raises(HermitcrabError, match=r"expected model\.onnx"):
+        choose_encoder(tmp_path / "nowhere")
 
 
 def test_pooling_is_what_the_files_say(encoder: Path, tmp_path: Path) -> None:
