@@ -85,7 +85,7 @@ def test_closing_the_iterator_frees_the_slot(gguf: Path) -> None:
         answer = worker.generate(PROMPT, Options(200))
         await anext(answer)
         waiting = asyncio.create_task(tokens(worker, PROMPT, 3))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
         assert worker.stats()["waiting"] == 1
         await answer.aclose()
         return await waiting, worker.stats()["running"]
@@ -192,3 +192,14 @@ def test_draining_lets_an_answer_end_and_takes_no_other(gguf: Path) -> None:
         assert time.monotonic() - began < 20  # not the whole of its patience
 
     asyncio.run(run())
+
+
+def test_signals_to_the_whole_group_leave_the_engine_to_its_server(gguf: Path) -> None:
+    async def use(worker: Worker) -> int:
+        assert worker._process is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker._process.pid, number)
+        assert await worker.alive(10)
+        return len(await tokens(worker, PROMPT, 20))
+
+    assert with_worker(llamacpp(gguf), use) == 20
