@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hermitcrab.digest import digest_json
+from hermitcrab.digest import describe_files, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.models import ggml
 from hermitcrab.models.formats import open_weights
@@ -31,6 +31,12 @@ LOADS = {
     "transformers": (("safetensors",), "torch", "train"),
     "vllm": (("safetensors",), None, None),
 }
+OPENVINO_READS = {
+    "F16",
+    "Q8_0",
+    "Q4_0",
+    "Q4_1",
+}  # types of matrices in a GGUF file, of those that `compress` writes; tried one by one
 FAST = "`compress: {gguf: [Q8_0]}` in its recipe makes it fast"
 
 
@@ -114,6 +120,28 @@ def _match(model: str, found: list[Form], engine: str | None, typed: bool, setti
     return "transformers", form, f"transformers, the reference engine, for there is no compressed file to serve; {FAST}"
 
 
+def choose_encoder(folder: Path, threads: int = 0) -> tuple[Spec, str]:
+    """What makes vectors of texts with the encoder in a folder: its ONNX file where there is one, else torch on its safetensors.
+
+    Raises:
+        HermitcrabError: it has neither, or the library is not installed.
+    """
+    found = [path for name in ("model.onnx", "onnx/model.onnx") if (path := folder / name).is_file()]
+    if found:
+        files = describe_files(found[0].parent, [found[0].name])
+        spec = Spec("onnx", str(found[0]), files[0]["sha256"], files, tokenizer=str(folder), threads=threads)
+        return spec, f"onnx on {found[0].name}, which needs no torch"
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names or not (folder / "config.json").is_file():
+        raise HermitcrabError(f"{folder}: expected model.onnx, or config.json and safetensors of an encoder")
+    _installed("transformers")
+    files = describe_files(folder, [*names, "config.json"])
+    spec = Spec(
+        "torch", str(folder), digest_json(files), files, tokenizer=str(folder), precision="float32", threads=threads
+    )
+    return spec, "torch, the reference, for there is no ONNX file"
+
+
 def forms(opened: Opened) -> list[Form]:
     """What there is of a model, as its record says."""
     path, base = opened.path, opened.base
@@ -146,10 +174,12 @@ def tied(entry: dict[str, Any]) -> bool:
 
 
 def reads(engine: str, form: Form) -> bool:
-    """OpenVINO's own reader of GGUF knows the architectures that ours does; llama.cpp knows them all."""
+    """OpenVINO's own reader of GGUF knows the architectures that ours does, and few types; llama.cpp knows them all."""
     if engine != "openvino-genai" or form.format != "gguf":
         return True
-    return open_weights(form.path).metadata.get("general.architecture") in ggml.FAMILIES
+    weights = open_weights(form.path)
+    matrices = {weights.info(name).dtype for name in weights.tensors if len(weights.info(name).shape) > 1}
+    return weights.metadata.get("general.architecture") in ggml.FAMILIES and matrices <= OPENVINO_READS
 
 
 def _best(found: Iterable[Form], typed: bool) -> Form | None:
