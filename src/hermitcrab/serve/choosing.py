@@ -1,40 +1,203 @@
-"""Which engine serves a model."""
+"""Which engine serves a model, by table, and the sentence that says why.
+
+    GGUF         an architecture that OpenVINO GenAI reads → openvino-genai; any other → llama.cpp
+    OpenVINO     → openvino-genai
+    safetensors  → vllm where its Python is named (`--vllm-python`); else transformers, the reference
+
+Of several GGUF files of a package: the largest of those whose answers were no worse than the model's own; `--type` chooses another.
+"""
 
 from __future__ import annotations
 
-from hermitcrab.errors import UsageError
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hermitcrab.digest import digest_json
+from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
+from hermitcrab.models import ggml
+from hermitcrab.models.formats import open_weights
+from hermitcrab.models.tokenizer import read_json_file, read_tokenizer
 from hermitcrab.serve.engine import Spec
-from hermitcrab.serve.opening import Opened
+from hermitcrab.serve.engines import ENGINES
+from hermitcrab.serve.opening import RECORD, Opened
+
+# Engine → what it can load, the best first; the library that must be there, and the extra that brings it.
+LOADS = {
+    "openvino-genai": (("gguf", "openvino"), "openvino_genai", "serve"),
+    "llama.cpp": (("gguf",), "xllamacpp", "serve"),
+    "transformers": (("safetensors",), "torch", "train"),
+    "vllm": (("safetensors",), None, None),
+}
+FAST = "`compress: {gguf: [Q8_0]}` in its recipe makes it fast"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model in one format. `tied`: its answers were no worse than the model's own, as far as anybody measured."""
+
+    format: str
+    type: str
+    path: Path
+    files: list[dict[str, Any]]
+    tied: bool = True
+
+    @property
+    def size(self) -> int:
+        return sum(file["size"] for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        return self.files[0]["sha256"] if len(self.files) == 1 else digest_json(self.files)
 
 
 def choose(
-    opened: Opened, engine: str | None = None, kind: str | None = None, slots: int = 8, threads: int = 0
+    opened: Opened,
+    engine: str | None = None,
+    kind: str | None = None,
+    slots: int = 8,
+    threads: int = 0,
+    settings: dict[str, Any] | None = None,
 ) -> tuple[Spec, str]:
-    """The engine of a package, and the sentence that says why it.
+    """The engine of a package, as its process is told of it, and why it is that one.
 
     Args:
         engine: the one that was asked for.
-        kind: the type of the GGUF file that was asked for (`Q4_0`).
+        kind: the type of the compressed file that was asked for (`Q4_0`).
+        settings: what only one engine knows, as `Spec.settings`; `vllm_python`: where vLLM is installed.
 
     Raises:
-        UsageError: a task that makes no text, or an engine that cannot serve this model.
+        UsageError: a task that makes no text, an engine or a type that there is not, an engine that does not load this model.
+        HermitcrabError: the engine's library is not installed.
     """
     if opened.encoder is None:
         raise UsageError(f"{opened.name}: its task is {opened.task}; it makes no text")
-    from hermitcrab.models.tokenizer import read_tokenizer
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(f"--engine {engine}: there is none of that name{did_you_mean(engine, ENGINES)}")
+    settings = settings or {}
+    found = forms(opened)
+    if kind is not None:
+        found = [form for form in found if form.type.lower() == kind.lower()]
+        if not found:
+            types = [form.type for form in forms(opened)]
+            raise UsageError(f"--type {kind}: {opened.name} has no file of that type{did_you_mean(kind, types)}")
+    name, form, why = _match(opened.name, found, engine, kind is not None, settings)
+    return _spec(opened, name, form, slots, threads, settings), why
 
-    spec = Spec(
-        engine="transformers",
-        path=str(opened.path),
-        digest=opened.base["digest"],
-        files=opened.base["files"],
-        base=opened.base,
-        tokenizer=str(opened.path),
+
+def _match(model: str, found: list[Form], engine: str | None, typed: bool, settings: dict[str, Any]) -> tuple[str, Form, str]:  # fmt: skip
+    if engine is not None:
+        formats, _, _ = LOADS[engine]
+        form = _best([f for f in found if f.format in formats], typed)
+        if form is None:
+            raise UsageError(
+                f"--engine {engine}: it loads {' or '.join(formats)}, and {model} has {_told(found)}; {FAST}"
+            )
+        _installed(engine)
+        return engine, form, f"{engine} on {form.type}, because --engine asks for it"
+    if settings.get("vllm_python") and (plain := _best([f for f in found if f.format == "safetensors"], typed)):
+        return "vllm", plain, f"vllm on {plain.type}, because --vllm-python says where it is"
+    form = _best([f for f in found if f.format in ("gguf", "openvino")], typed)
+    if form is not None:
+        for name in ("openvino-genai", "llama.cpp"):
+            if form.format in LOADS[name][0] and reads(name, form) and _has(name):
+                best = "best for several at once" if name == "openvino-genai" else "reads the most architectures"
+                return name, form, f"{name} on {form.type} ({best}); --engine chooses another"
+        if form.format == "openvino" or typed or not any(f.format == "safetensors" for f in found):
+            _installed("openvino-genai" if form.format == "openvino" else "llama.cpp")
+    form = _best([f for f in found if f.format == "safetensors"], typed)
+    if form is None:
+        raise UsageError(f"{model}: no engine loads {_told(found)}")
+    _installed("transformers")
+    return "transformers", form, f"transformers, the reference engine, for there is no compressed file to serve; {FAST}"
+
+
+def forms(opened: Opened) -> list[Form]:
+    """What there is of a model, as its record says."""
+    path, base = opened.path, opened.base
+    if path.is_file():
+        return [Form("gguf", _file_type(path), path, [f for f in base["files"] if f["path"] == path.name])]
+    found = [Form("safetensors", opened.precision, path, base["files"])]
+    if not (path / RECORD).is_file():
+        return found
+    for entry in read_json_file(path / RECORD).get("compressed", []):
+        files = entry.get("files") or [{"path": entry["file"], "sha256": entry["sha256"], "size": entry["size"]}]
+        place = path / entry["file"]
+        if not place.resolve().is_relative_to(path.resolve()):
+            raise HermitcrabError(f"{path / RECORD}: `{entry['file'][:80]}` leads out of the package")
+        root = place.parent
+        inside = [{**f, "path": (path / f["path"]).relative_to(root).as_posix()} for f in files]
+        found.append(
+            Form(entry["format"], entry["type"], place if entry["format"] == "gguf" else root, inside, tied(entry))
+        )
+    return found
+
+
+def tied(entry: dict[str, Any]) -> bool:
+    """Were its answers no worse than the model's own: by its margin where one was set, else by whether the interval covers zero."""
+    parity = entry.get("parity") or {}
+    passed = entry.get("passed", parity.get("passed"))
+    if passed is not None:
+        return bool(passed)
+    low, high = parity.get("low"), parity.get("high")
+    return low is None or high is None or low <= 0 <= high
+
+
+def reads(engine: str, form: Form) -> bool:
+    """OpenVINO's own reader of GGUF knows the architectures that ours does; llama.cpp knows them all."""
+    if engine != "openvino-genai" or form.format != "gguf":
+        return True
+    return open_weights(form.path).metadata.get("general.architecture") in ggml.FAMILIES
+
+
+def _best(found: Iterable[Form], typed: bool) -> Form | None:
+    """The largest that is tied; with a type asked for, the largest of it."""
+    return max((form for form in found if form.tied or typed), key=lambda form: form.size, default=None)
+
+
+def _has(engine: str) -> bool:
+    module = LOADS[engine][1]
+    return module is None or importlib.util.find_spec(module) is not None
+
+
+def _installed(engine: str) -> None:
+    _, module, extra = LOADS[engine]
+    if not _has(engine):
+        raise HermitcrabError(
+            f"the engine {engine} needs `{module}`, which is not installed; run: pip install 'hermitcrab[{extra}]'"
+        )
+
+
+def _told(found: list[Form]) -> str:
+    named = [
+        f"{form.format} {form.type}{'' if form.tied else ' (its answers were worse; --type takes it)'}"
+        for form in found
+    ]
+    return ", ".join(named)
+
+
+def _file_type(path: Path) -> str:
+    counts = {dtype: count for dtype, count in open_weights(path).dtypes.items() if dtype not in ("F32", "F16")}
+    return max(counts, key=lambda dtype: counts[dtype]) if counts else "F16"
+
+
+def _spec(opened: Opened, engine: str, form: Form, slots: int, threads: int, settings: dict[str, Any]) -> Spec:
+    assert opened.encoder is not None
+    plain = form.format == "safetensors"
+    return Spec(
+        engine=engine,
+        path=str(form.path),
+        digest=opened.base["digest"] if plain else form.digest,
+        files=form.files,
+        base=opened.base if plain else {},
+        tokenizer=None if opened.path.is_file() else str(opened.path),
         precision=opened.precision,
         ends=sorted(opened.encoder.ends),
         pad=opened.encoder.pad,
-        vocabulary=read_tokenizer(opened.path).backend.get_vocab_size(),
+        vocabulary=opened.base["shape"].get("vocab_size") or read_tokenizer(opened.path).backend.get_vocab_size(),
         slots=slots,
         threads=threads,
+        settings=settings,
     )
-    return spec, "transformers, the reference engine"

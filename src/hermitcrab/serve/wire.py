@@ -2,8 +2,9 @@
 
 A message is a list whose first entry says what it is:
 
-    to the engine     ["load", spec]  ["add", number, prompt, options]  ["cancel", number]  ["ping", number]  ["end"]
-    from the engine   ["ready", facts]  ["failed", text]  ["step", rows, stats]  ["pong", number]
+    to the engine     ["load", spec]  ["add", number, prompt, options]  ["cancel", number]
+                      ["embed", number, rows]  ["ping", number]  ["end"]
+    from the engine   ["ready", facts]  ["failed", text]  ["step", rows, stats]  ["vectors", number, vectors or error]  ["pong", number]
 
 A row of a step is [number, tokens, logprobs, finish], or [number, error].
 """

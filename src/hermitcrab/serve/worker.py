@@ -54,12 +54,13 @@ class Worker:
         self.spec = spec
         self.name, self.digest = spec.engine, spec.digest
         self.positions, self.slots = spec.positions, spec.slots
-        self.ready = self.closing = False
+        self.ready = self.closing = self.embeds = False
         self.restarts = 0
         self._numbers = itertools.count(1)
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
         self._pings: dict[int, asyncio.Future[bool]] = {}
+        self._vectors: dict[int, asyncio.Future[list[list[float]] | str]] = {}
         self._known: dict[str, float] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -97,6 +98,29 @@ class Worker:
                     return
         finally:
             self._drop(request)
+
+    async def embed(self, rows: list[list[int]]) -> list[list[float]]:
+        """A vector of each text, given as token ids with those that begin and end it.
+
+        Raises:
+            HermitcrabError: a text does not fit, or this engine makes no vectors.
+            EngineLost: the engine died meanwhile.
+        """
+        if not self.embeds or not self.ready or self.closing:
+            why = "is being started again" if self.embeds and not self.ready else "makes no vectors"
+            raise HermitcrabError(f"the engine {self.name} {'takes no new request' if self.closing else why}")
+        number = next(self._numbers)
+        made = self._vectors[number] = asyncio.get_running_loop().create_future()
+        self._idle.clear()
+        try:
+            self._send(["embed", number, rows])
+            found = await made
+        finally:
+            del self._vectors[number]
+            self._rest()
+        if isinstance(found, str):
+            raise HermitcrabError(found)
+        return found
 
     async def alive(self, seconds: float) -> bool:
         """Did the engine's own loop turn within so long? False while it is being started again."""
@@ -174,7 +198,10 @@ class Worker:
         elif request in self._waiting:
             self._waiting.remove(request)
         self._fill()
-        if not self._running and not self._waiting:
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self._running and not self._waiting and not self._vectors:
             self._idle.set()
 
     def _fail(self, error: HermitcrabError) -> None:
@@ -206,6 +233,7 @@ class Worker:
             raise HermitcrabError(f"{self.spec.engine}: {why}")
         facts = message[1]
         self.name, self.positions, self.slots = facts["name"], facts["positions"], facts["slots"]
+        self.embeds = facts["embeds"]
         self.ready = True
         say(f"engine {self.name}: {self.slots} at once, {self.positions:,} positions, {self.spec.cores} threads, "
             f"ready after {time.monotonic() - began:.1f} s")  # fmt: skip
@@ -241,6 +269,9 @@ class Worker:
         for answered in self._pings.values():
             if not answered.done():
                 answered.set_result(False)
+        for waited in self._vectors.values():
+            if not waited.done():
+                waited.set_exception(EngineLost("the engine died before it had made the vectors"))
         again, lost = [], 0
         for request in self._running.values():
             if request.begun or request.tries >= TRIES:
@@ -254,6 +285,10 @@ class Worker:
         return f"{lost} answers are lost, {len(again)} are asked again"
 
     def _hear(self, message: list[Any]) -> None:
+        if message[0] == "vectors":
+            if (waited := self._vectors.get(message[1])) and not waited.done():
+                waited.set_result(message[2])
+            return
         if message[0] == "pong":
             if (answered := self._pings.get(message[1])) and not answered.done():
                 answered.set_result(True)

@@ -11,7 +11,7 @@ Shapes: N rows, B batch, H height, W width, C channels, K labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -347,7 +347,26 @@ class ImageClassification:
     def answer(self, model: nn.Module, inputs: list[tuple[str, bytes]], part: Asking) -> list[dict[str, Any]]:
         """The likeliest label of each image, its log-probability (nats) and those of all; `changed` says what was done to an image
         that was not as those that the model learnt from."""
-        height, width, channels = self.fitted["image"]
+        pixels_NHWC, changed = self.as_learnt(self.fitted, inputs)
+        return self.told_of(self.fitted, inputs, changed, self.log_probabilities(model, pixels_NHWC, 64))
+
+    @classmethod
+    def answer_by(
+        cls, fitted: dict[str, Any], run: Callable[[np.ndarray], np.ndarray], inputs: list[tuple[str, bytes]]
+    ) -> list[dict[str, Any]]:
+        """The same without torch: `run` makes logits [N, K] of scaled pixels, float32 [N, C, H, W]."""
+        pixels_NHWC, changed = cls.as_learnt(fitted, inputs)
+        mean_C, std_C = np.float32(fitted["mean"]), np.float32(fitted["std"])
+        scaled_NHWC = pixels_NHWC * (1 / (255 * std_C)) - mean_C / std_C
+        logits_NK = run(np.ascontiguousarray(scaled_NHWC.transpose(0, 3, 1, 2), np.float32)).astype(np.float64)
+        from scipy.special import log_softmax
+
+        return cls.told_of(fitted, inputs, changed, log_softmax(logits_NK, axis=-1))
+
+    @staticmethod
+    def as_learnt(fitted: dict[str, Any], inputs: list[tuple[str, bytes]]) -> tuple[np.ndarray, list[list[str]]]:
+        """Pixels of the size that was learnt, uint8 [N, H, W, C], and what was done to each image for it."""
+        height, width, channels = fitted["image"]
         pixels, changed = [], []
         for name, data in inputs:
             found, told = decode(data, name, channels)
@@ -355,13 +374,18 @@ class ImageClassification:
                 told = [*told, f"resized from {found.shape[0]} x {found.shape[1]}"]
             pixels.append(resized(found, height, width))
             changed.append(told)
-        log_p_NK = self.log_probabilities(model, np.stack(pixels), 64)
+        return np.stack(pixels), changed
+
+    @staticmethod
+    def told_of(
+        fitted: dict[str, Any], inputs: list[tuple[str, bytes]], changed: list[list[str]], log_p_NK: np.ndarray
+    ) -> list[dict[str, Any]]:
         return [
             {
                 "input": name,
-                "prediction": self.fitted["labels"][int(log_p_K.argmax())],
+                "prediction": fitted["labels"][int(log_p_K.argmax())],
                 "score": float(log_p_K.max()),
-                "scores": dict(zip(self.fitted["labels"], log_p_K.tolist(), strict=True)),
+                "scores": dict(zip(fitted["labels"], log_p_K.tolist(), strict=True)),
                 "changed": told,
             }
             for (name, _), told, log_p_K in zip(inputs, changed, log_p_NK, strict=True)

@@ -8,23 +8,29 @@ from typing import TYPE_CHECKING
 from hermitcrab.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from hermitcrab.serve.engine import Engine, Spec
+    from hermitcrab.serve.engine import Embedder, Engine, Spec
 
 ENGINES = {
     "openvino-genai": "hermitcrab.serve.engines.openvino:OpenVINO",
     "llama.cpp": "hermitcrab.serve.engines.llamacpp:LlamaCpp",
+    "vllm": "hermitcrab.serve.engines.vllm:VLLM",
     "transformers": "hermitcrab.serve.engines.reference:Transformers",
+}
+EMBEDDERS = {
+    "onnx": "hermitcrab.serve.engines.embedding:OnnxEncoder",
+    "torch": "hermitcrab.serve.engines.embedding:TorchEncoder",
 }
 
 
-def load(spec: Spec) -> Engine:
-    """The engine that `spec` names, ready to be asked.
+def load(spec: Spec) -> Engine | Embedder:
+    """The engine or the embedder that `spec` names, ready to be asked.
 
     Raises:
         UsageError: there is none of that name.
         HermitcrabError: it cannot load the model.
     """
-    if spec.engine not in ENGINES:
-        raise UsageError(f"there is no engine {spec.engine!r}{did_you_mean(spec.engine, ENGINES)}")
-    module, _, name = ENGINES[spec.engine].partition(":")
+    known = {**ENGINES, **EMBEDDERS}
+    if spec.engine not in known:
+        raise UsageError(f"there is no engine {spec.engine!r}{did_you_mean(spec.engine, known)}")
+    module, _, name = known[spec.engine].partition(":")
     return getattr(importlib.import_module(module), name)(spec)

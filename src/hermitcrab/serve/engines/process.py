@@ -19,14 +19,14 @@ from typing import Any
 
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.serve import engines
-from hermitcrab.serve.engine import Engine, Options, Piece, Spec
+from hermitcrab.serve.engine import Options, Piece, Spec
 from hermitcrab.serve.wire import Inbox, encode
 
 TELL = 0.25  # seconds between figures
 
 
 class Loop:
-    def __init__(self, engine: Engine, made: socket.socket, inbox: Inbox):
+    def __init__(self, engine: Any, made: socket.socket, inbox: Inbox):
         self.engine, self.socket, self.inbox = engine, made, inbox
         self.running: set[int] = set()
         self.steps = 0
@@ -53,6 +53,12 @@ class Loop:
         elif kind == "cancel" and number in self.running:
             self.running.discard(number)
             self.engine.cancel(number)
+        elif kind == "embed":
+            try:
+                vectors: Any = self.engine.embed(message[2]).tolist()
+            except HermitcrabError as error:
+                vectors = str(error)
+            self.socket.sendall(encode(["vectors", number, vectors]))
         elif kind == "ping":
             self.socket.sendall(encode(["pong", number]))
 
@@ -88,7 +94,7 @@ def main(descriptor: int) -> int:
     inbox = Inbox(made)
     try:
         (message,) = inbox.messages(wait=True)
-        engine = engines.load(Spec(**message[1]))
+        engine: Any = engines.load(Spec(**message[1]))
     except HermitcrabError as error:
         made.sendall(encode(["failed", str(error)]))
         return 1
@@ -97,7 +103,8 @@ def main(descriptor: int) -> int:
         why = " ".join(str(error).split())[:500]
         made.sendall(encode(["failed", f"the engine cannot load the model: {type(error).__name__}: {why}"]))
         return 1
-    facts = {"name": engine.name, "positions": engine.positions, "slots": engine.slots}
+    facts = {"name": engine.name, "positions": engine.positions, "slots": engine.slots,
+             "embeds": hasattr(engine, "embed")}  # fmt: skip
     made.sendall(encode(["ready", facts]))
     try:
         Loop(engine, made, inbox).run()
