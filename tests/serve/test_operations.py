@@ -251,6 +251,12 @@ def test_without_keys_nobody_reloads_over_http_and_other_pages_may_not_ask(folde
             assert headers["Access-Control-Allow-Origin"] == allowed
             headers = server.raw("OPTIONS", "/v1/completions", Origin=origin, Access_Control_Request_Method="POST")[2]
             assert headers["Access-Control-Allow-Origin"] == allowed
+            # Without a preflight too: a page may send what it cannot read the answer of.
+            status = server.raw("POST", "/v1/completions", json.dumps(SHORT).encode(), Origin=origin)[0]
+            assert status == (200 if allowed else 403)
+        own = f"http://127.0.0.1:{server.address[1]}"
+        assert server.raw("POST", "/v1/completions", json.dumps(SHORT).encode(), Origin=own)[0] == 200
+        assert server.raw("POST", "/v1/completions", json.dumps(SHORT).encode(), Origin="null")[0] == 403
     finally:
         server.stop()
 

@@ -97,7 +97,7 @@ def make_app(face: Face) -> ASGIApp:
     app.include_router(operations.router(face))
     app.include_router(v2.router(face.house, face.metrics))
     app.openapi = lambda: _openapi(app, bool(face.keys))  # type: ignore[method-assign]
-    door: ASGIApp = Door(app, face.keys, face.hosts, face.public, face.limits, face.log, face.metrics)
+    door: ASGIApp = Door(app, face.keys, face.hosts, face.origins, face.public, face.limits, face.log, face.metrics)
     if face.origins:
         door = CORSMiddleware(door, allow_origins=list(face.origins), allow_methods=["GET", "POST"],
                               allow_headers=["authorization", "content-type", "x-request-id"],
@@ -108,17 +108,19 @@ def make_app(face: Face) -> ASGIApp:
 async def _on_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     request.scope["state"].get("told", {}).setdefault("outcome", error.code)
-    return refused(error)
+    return refused(error, request.url.path)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     refusal = Refusal(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}", code="not_found")
-    return JSONResponse(refusal.body(), error.status_code, error.headers)
+    answer = refused(refusal, request.url.path)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    return refused(FAILED)  # the door writes down how it came about
+    return refused(FAILED, request.url.path)  # the door writes down how it came about
 
 
 def _models(face: Face) -> APIRouter:
