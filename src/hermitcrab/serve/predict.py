@@ -30,6 +30,24 @@ class Reference:
         return self.task.answer(self.model, inputs, Asking(self.opened.choices, self.opened.plain_text, max_new_tokens))
 
 
+def predictor_of(opened: Opened, threads: int = 0) -> tuple[Any, str]:
+    """What answers for a model that makes no text, and why it is that: its ONNX file where the package has one whose answers were no
+    worse, the reference otherwise."""
+    from hermitcrab.serve.choosing import forms
+
+    found = [form for form in forms(opened) if form.format == "onnx" and form.tied]
+    if not found:
+        return Reference(
+            opened
+        ), "torch, the reference, for the package has no ONNX file (`compress: {onnx: [f32]}` in its recipe makes one)"
+    from hermitcrab.serve.engines.onnx import OnnxPredictor
+
+    best = max(found, key=lambda form: form.size)
+    made = OnnxPredictor(opened.task, opened.start.fitted, best.path, threads)
+    made.digest = best.digest  # type: ignore[attr-defined]  # of what it reads, for every answer
+    return made, f"{made.name} on {best.path.name}"
+
+
 def predict(opened: Opened, words: Sequence[str], column: str, max_new_tokens: int) -> list[dict[str, Any]]:
     """Answers to what a user names.
 

@@ -73,8 +73,8 @@ class InferRequest(_Part):
 
 
 def router(house: House, metrics: Metrics) -> APIRouter:
-    made = APIRouter(tags=["open inference protocol"])
-    unknown: dict[int | str, dict[str, Any]] = {s: {"model": shapes.Wrong} for s in (401, 403, 404)}
+    made = APIRouter(tags=["open inference protocol"], responses={s: {"model": shapes.Wrong} for s in (401, 403)})
+    unknown: dict[int | str, dict[str, Any]] = {s: {"model": shapes.Wrong} for s in (404,)}
     wrong: dict[int | str, dict[str, Any]] = {
         s: {"model": shapes.Wrong} for s in (400, 401, 403, 404, 408, 413, 415, 429, 503, 504)
     }
