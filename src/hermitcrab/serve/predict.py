@@ -43,9 +43,10 @@ def predictor_of(opened: Opened, threads: int = 0) -> tuple[Any, str]:
     from hermitcrab.serve.engines.onnx import OnnxPredictor
 
     best = max(found, key=lambda form: form.size)
-    made = OnnxPredictor(opened.task, opened.start.fitted, best.path, threads)
+    file = best.path / best.files[0]["path"] if best.path.is_dir() else best.path
+    made = OnnxPredictor(opened.task, opened.start.fitted, file, threads)
     made.digest = best.digest  # type: ignore[attr-defined]  # of what it reads, for every answer
-    return made, f"{made.name} on {best.path.name}"
+    return made, f"{made.name} on {file.name}"
 
 
 def predict(opened: Opened, words: Sequence[str], column: str, max_new_tokens: int) -> list[dict[str, Any]]:

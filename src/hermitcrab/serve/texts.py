@@ -224,8 +224,12 @@ class Reply(Response):
             return Refusal(503, str(error), None, "engine_lost", 1)
         if isinstance(error, HermitcrabError):
             self.log("engine_error", "error", error=str(error), model=self.request.tenancy.name)
-            wrong = self.request.options.schema is not None and not self.begun
-            return Refusal(400 if wrong else 500, str(error), None, "engine_error")
+            options = self.request.options
+            special = options.schema is not None or options.logprobs is not None  # what not every engine can do
+            refused = special and self.first is None
+            return Refusal(
+                400 if refused else 500, str(error), None, "unsupported_parameter" if refused else "engine_error"
+            )
         self.log.failure("failed", error, model=self.request.tenancy.name)
         return FAILED
 
