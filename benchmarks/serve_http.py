@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _serving import ask, prompt, serve, write_model
+from _serving import ask, prompt, serve, write_gguf, write_model
 
 REQUESTS = 200  # of one token, for the overhead
 
@@ -151,6 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?")
     parser.add_argument("--engine")
+    parser.add_argument("--type", default="Q4_0", help="of the GGUF file that is made of the random weights")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--slots", type=int, default=8)
@@ -163,7 +164,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
-        model = args.model or str(write_model(folder / "model"))
+        plain = args.model or str(write_model(folder / "model"))
+        model = plain if args.model or args.engine == "transformers" else str(write_gguf(Path(plain), args.type))
         rounds = []
         for number in range(args.runs):
             sides = {"direct": {str(batch): direct_in_a_process(args, model, batch) for batch in (1, 8)}}
