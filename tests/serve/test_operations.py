@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("torch")
 import psutil
-from serving import KEY, PATIENCE, Server, read_events, serve
+from serving import KEY, PATIENCE, Server, read_events, serve, until_data
 
 from hermitcrab.serve.keys import make_key
 
@@ -64,7 +64,7 @@ def test_health_tests_the_engine_and_a_killed_one_comes_back(server):
     assert "did not answer" in told["why"][0]
     engine.resume()
     stream = server.send("/v1/completions", {**LONG, "stream": True})
-    assert b"data: " in stream.recv(1 << 16)
+    until_data(stream)
     engine.kill()
     told = read_events(stream)
     assert b"[DONE]" not in told
@@ -135,7 +135,7 @@ def test_told_to_end_it_finishes_what_runs_and_takes_nothing_new(server):
     stream = server.send(
         "/v1/completions", {**LONG, "max_tokens": 400, "stream": True, "stream_options": {"include_usage": True}}
     )
-    first = stream.recv(1 << 16)
+    first = until_data(stream)
     server.process.send_signal(signal.SIGTERM)
     server.until_told("draining")
     assert server.raw("GET", "/health/ready")[:2] == (
@@ -152,7 +152,7 @@ def test_told_to_end_it_finishes_what_runs_and_takes_nothing_new(server):
 
 def test_told_twice_it_ends_at_once(server):
     stream = server.send("/v1/completions", {**LONG, "stream": True})
-    assert stream.recv(1 << 16)
+    until_data(stream)
     engine = engine_of(server)
     server.process.send_signal(signal.SIGTERM)
     server.until_told("draining")

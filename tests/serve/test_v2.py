@@ -152,7 +152,7 @@ def test_tensors_that_cannot_be_are_told(server, change, said):
 
 def test_models_that_make_text_are_asked_elsewhere_and_the_other_way_round(server):
     status, told, _ = server.post("/v2/models/speaks/infer", {"inputs": [GOOD]})
-    assert (status, "ask /v1/chat/completions" in told["error"]) == (400, True)
+    assert (status, "answers at /v1/chat/completions" in told["error"]) == (400, True)
     status, told, _ = server.post("/v1/completions", {"model": "shapes", "prompt": "a"})
     assert (status, "ask /v2/models/shapes/infer" in told["error"]["message"]) == (400, True)
     assert server.post("/v2/models/nothing/infer", {"inputs": [GOOD]})[0] == 404
@@ -172,4 +172,4 @@ def test_models_that_make_text_are_asked_elsewhere_and_the_other_way_round(serve
         )
     found = httpx.post(f"{server.url}/v2/models/shapes/infer", content=b"--x\r\nbroken", timeout=60,
                        headers={**HEADERS, "content-type": "multipart/form-data; boundary=x"})  # fmt: skip
-    assert (found.status_code, found.json()["error"]) == (400, "the form cannot be read")
+    assert (found.status_code, "form" in found.json()["error"]) == (400, True)

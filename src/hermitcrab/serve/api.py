@@ -13,6 +13,7 @@ Whatever is refused is JSON of the form that the API's clients know, with a stat
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -43,7 +44,7 @@ from hermitcrab.serve.requests import (
     Refusal,
     parse,
 )
-from hermitcrab.serve.texts import FAILED, Reply, prompted
+from hermitcrab.serve.texts import FAILED, Reply, prompted, rows_of
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": shapes.Error, "description": "What is asked is not served"},
@@ -198,15 +199,24 @@ def _texts(face: Face) -> APIRouter:
 
 
 async def _embedded(face: Face, tenancy: Tenancy, asked: EmbeddingsRequest) -> Response:
-    if not getattr(tenancy.worker, "embeds", False):
-        message = f"`{tenancy.name}` on {tenancy.engine} makes no embeddings"
-        raise Refusal(400, message, "model", "model_not_supported")
-    from hermitcrab.serve.texts import rows_of
-
-    rows = rows_of(tenancy, asked.input, "input")
+    if not tenancy.embeds:
+        raise Refusal(
+            400, f"`{tenancy.name}` makes no vectors, its task is {tenancy.opened.task}", "model", "model_not_supported"
+        )
+    rows = await asyncio.to_thread(rows_of, tenancy, asked.input, "input")
+    most, longest = tenancy.predictor.positions, max(map(len, rows))
+    if not all(rows) or longest > most:
+        raise Refusal(
+            400,
+            f"`input`: a text has {longest if all(rows) else 0:,} tokens; expected 1 to {most:,}",
+            "input",
+            "context_length_exceeded",
+        )
     with face.house.room(tenancy, 1):
-        vectors = await tenancy.worker.embed(rows)
-    told = embeddings(vectors, tenancy.name, sum(map(len, rows)), asked.encoding_format)
+        vectors = await tenancy.embed(rows)
+    read = sum(map(len, rows))
+    face.metrics.prompt_tokens.labels(tenancy.name).inc(read)
+    told = embeddings(vectors, tenancy.name, read, asked.encoding_format)
     return JSONResponse(told, headers={"x-model-digest": tenancy.digest})
 
 

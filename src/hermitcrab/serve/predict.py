@@ -7,7 +7,7 @@ from typing import Any
 
 from hermitcrab.errors import needs
 from hermitcrab.progress import progress
-from hermitcrab.serve.opening import Opened
+from hermitcrab.serve.opening import Opened, encoder_file
 from hermitcrab.tasks import Asking, load_task
 
 
@@ -47,6 +47,27 @@ def predictor_of(opened: Opened, threads: int = 0) -> tuple[Any, str]:
     made = OnnxPredictor(opened.task, opened.start.fitted, file, threads)
     made.digest = best.digest  # type: ignore[attr-defined]  # of what it reads, for every answer
     return made, f"{made.name} on {file.name}"
+
+
+def embedder_of(opened: Opened, threads: int = 0) -> Any:
+    """What makes vectors of texts: the ONNX file of an encoder, or torch on its safetensors."""
+    from hermitcrab.serve.engine import Spec
+    from hermitcrab.serve.engines.embedding import OnnxEncoder, TorchEncoder
+
+    text: Any = opened.text
+    file = encoder_file(opened.path)
+    assert file is not None
+    onnx = file.suffix == ".onnx"
+    spec = Spec(
+        engine="onnx" if onnx else "transformers",
+        path=str(file if onnx else opened.path),
+        digest=opened.digest,
+        tokenizer=str(opened.path),
+        precision=opened.precision,
+        pad=text.id("pad_token") or 0,
+        threads=threads,
+    )
+    return OnnxEncoder(spec) if onnx else TorchEncoder(spec)
 
 
 def predict(opened: Opened, words: Sequence[str], column: str, max_new_tokens: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from hermitcrab.serve.door import Limits
 from hermitcrab.serve.house import House
 from hermitcrab.serve.keys import Keys, read_keys
 from hermitcrab.serve.logs import Log
-from hermitcrab.serve.opening import Opened, open_model
+from hermitcrab.serve.opening import VECTORS, Opened, open_model
 from hermitcrab.store import Store
 
 
@@ -71,6 +71,12 @@ class Setup:
         return open_model(what, Store(self.store), self.signer, self.unverified)
 
     def _engines(self, opened: Opened) -> tuple[Any, Any]:
+        if opened.task == VECTORS:
+            from hermitcrab.serve.predict import embedder_of
+
+            embedder = embedder_of(opened, self.threads)
+            say(f"{opened.name}: vectors by {embedder.name}")
+            return None, embedder
         if opened.encoder is None:
             from hermitcrab.serve.predict import predictor_of
 

@@ -96,7 +96,7 @@ def router(house: House, metrics: Metrics) -> APIRouter:
     @made.get("/v2/models/{name}", response_model=shapes.ModelMetadata, responses=unknown, operation_id="v2_model")
     async def model(name: str) -> Any:
         tenancy = house.find(name)
-        known = tenancy.predictor is not None
+        known = tenancy.predicts
         told = {"name": tenancy.name, "versions": ["1"], "platform": f"hermitcrab_{tenancy.engine}",
                 "inputs": INPUTS if known else [], "outputs": OUTPUTS if known else []}  # fmt: skip
         return JSONResponse(told, headers={"x-model-digest": tenancy.digest})
@@ -129,8 +129,9 @@ def _takes() -> dict[str, Any]:
 
 async def _infer(house: House, metrics: Metrics, tenancy: Tenancy, request: Request) -> Response:
     began = time.perf_counter()
-    if tenancy.predictor is None:
-        raise Refusal(400, f"`{tenancy.name}` makes text; ask /v1/chat/completions", None, "model_not_supported")
+    if not tenancy.predicts:
+        place = "/v1/embeddings" if tenancy.embeds else "/v1/chat/completions"
+        raise Refusal(400, f"`{tenancy.name}` answers at {place}", None, "model_not_supported")
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         asked, inputs = None, await _files(request)
     else:
