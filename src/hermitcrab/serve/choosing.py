@@ -31,6 +31,12 @@ LOADS = {
     "transformers": (("safetensors",), "torch", "train"),
     "vllm": (("safetensors",), None, None),
 }
+OPENVINO_READS = {
+    "F16",
+    "Q8_0",
+    "Q4_0",
+    "Q4_1",
+}  # types of matrices in a GGUF file, of those that `compress` writes; tried one by one
 FAST = "`compress: {gguf: [Q8_0]}` in its recipe makes it fast"
 
 
@@ -146,10 +152,12 @@ def tied(entry: dict[str, Any]) -> bool:
 
 
 def reads(engine: str, form: Form) -> bool:
-    """OpenVINO's own reader of GGUF knows the architectures that ours does; llama.cpp knows them all."""
+    """OpenVINO's own reader of GGUF knows the architectures that ours does, and few types; llama.cpp knows them all."""
     if engine != "openvino-genai" or form.format != "gguf":
         return True
-    return open_weights(form.path).metadata.get("general.architecture") in ggml.FAMILIES
+    weights = open_weights(form.path)
+    matrices = {weights.info(name).dtype for name in weights.tensors if len(weights.info(name).shape) > 1}
+    return weights.metadata.get("general.architecture") in ggml.FAMILIES and matrices <= OPENVINO_READS
 
 
 def _best(found: Iterable[Form], typed: bool) -> Form | None:

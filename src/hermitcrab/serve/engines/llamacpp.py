@@ -14,26 +14,24 @@ import json
 import secrets
 import shutil
 import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from hermitcrab.errors import HermitcrabError, needs
 from hermitcrab.models.formats import open_weights
 from hermitcrab.progress import say
-from hermitcrab.serve.engine import PATIENCE, Logprob, Options, Piece, Spec, check_files
+from hermitcrab.serve.engine import Logprob, Options, Piece, Spec, check_files
 from hermitcrab.serve.engines import schema
 from hermitcrab.serve.engines.pieces import Vocabulary
+from hermitcrab.serve.engines.queued import Asked, Queued
 
 SPARE = 8  # tokens beyond an answer's limit that are asked for, so that a character that the limit cuts is told
 SHARE = 0.25  # of the memory that is free
 CERTAIN = 1e6  # added to the logit of a token that must be drawn
 
 
-class LlamaCpp:
+class LlamaCpp(Queued):
     name = "llama.cpp"
 
     def __init__(self, spec: Spec):
@@ -41,7 +39,8 @@ class LlamaCpp:
         import xllamacpp
 
         check_files(spec)
-        self.spec, self.slots = spec, spec.slots
+        super().__init__(spec.slots)
+        self.spec = spec
         weights = open_weights(Path(spec.path))
         self.vocabulary = Vocabulary(weights.metadata)
         self.positions, self.cached = self._room(weights.metadata)
@@ -55,7 +54,11 @@ class LlamaCpp:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = spec.cores
         params.cpuparams.poll = params.cpuparams_batch.poll = 0
         params.cache_ram_mib = 0
+        if spec.settings.get("exact"):
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.fit_params = params.warmup = params.ctx_shift = False
+        params.special = True  # tokens that stand for no text are spelled too, so that bytes tell them all
         params.verbosity = 0
         try:
             self.server = xllamacpp.Server(params)
@@ -63,9 +66,6 @@ class LlamaCpp:
             raise HermitcrabError(f"{spec.path}: llama.cpp cannot load it") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        self.told: SimpleQueue[tuple[int, Piece | str]] = SimpleQueue()
-        self.pool = ThreadPoolExecutor(spec.slots, thread_name_prefix="answer")
-        self.running: dict[int, Answer] = {}
 
     def _room(self, metadata: dict[str, Any]) -> tuple[int, int]:
         """Positions of a slot, and the bytes of all caches: whole answers where the memory allows it."""
@@ -91,33 +91,10 @@ class LlamaCpp:
 
     def add(self, number: int, prompt: list[int], options: Options) -> None:
         rule = schema.check(options.schema) if options.schema is not None else None
-        answer = self.running[number] = Answer(self, number, prompt, options, rule)
-        self.pool.submit(answer.run)
-
-    def cancel(self, number: int) -> None:
-        if number in self.running:
-            self.running.pop(number).over.set()
-
-    def step(self) -> list[tuple[int, Piece | str]]:
-        found: list[tuple[int, Piece | str]] = []
-        try:
-            found.append(self.told.get(timeout=PATIENCE))
-            while True:
-                found.append(self.told.get_nowait())
-        except Empty:
-            pass
-        found = [(number, made) for number, made in found if number in self.running]
-        for number, made in found:
-            if isinstance(made, str) or made.finish:
-                self.running.pop(number, None)
-        return found
+        self.begin(number, Answer(self, number, prompt, options, rule=rule))
 
     def stats(self) -> dict[str, float]:
         return {"kv_cache_bytes": self.cached, "tokens_inferred": self.vocabulary.inferred}
-
-    def close(self) -> None:
-        for number in list(self.running):
-            self.cancel(number)
 
     def ask(self, body: dict[str, Any], hear: Any) -> None:
         """One request of the library's own; `hear` is given each answer and says whether that was enough."""
@@ -125,29 +102,18 @@ class LlamaCpp:
 
 
 @dataclass
-class Answer:
-    """One request, in a thread of its own: the library blocks, and calls back for each token."""
-
-    engine: LlamaCpp
-    number: int
-    prompt: list[int]
-    options: Options
-    rule: dict[str, Any] | None
-    over: threading.Event = field(default_factory=threading.Event)
-    made: list[int] = field(default_factory=list)
+class Answer(Asked):
+    rule: dict[str, Any] | None = None
     heard: int = 0  # tokens that the present request has made
     asked: int = 0  # requests so far
     again: bool = False
 
-    def run(self) -> None:
-        try:
-            self.again = True
-            while self.again and not self.over.is_set():
-                self.again, self.heard = False, 0
-                self.engine.ask(self._body(), self._hear)
-                self.asked += 1
-        except Exception as error:  # noqa: BLE001 - whoever waits for the answer is told
-            self._tell(f"llama.cpp failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    def answer(self) -> None:
+        self.again = True
+        while self.again and not self.over.is_set():
+            self.again, self.heard = False, 0
+            self.engine.ask(self._body(), self._hear)
+            self.asked += 1
 
     def _body(self) -> dict[str, Any]:
         o = self.options
@@ -166,12 +132,12 @@ class Answer:
         try:
             return self.over.is_set() or self._take(json.loads(data))
         except Exception as error:  # noqa: BLE001 - an exception would be lost in the library
-            self._tell(f"llama.cpp's answer cannot be read: {type(error).__name__}: {error}")
+            self.tell(f"llama.cpp's answer cannot be read: {type(error).__name__}: {error}")
             return True
 
     def _take(self, told: dict[str, Any]) -> bool:
         if "error" in told:
-            self._tell(f"llama.cpp: {told['error'].get('message', 'failed')}")
+            self.tell(f"llama.cpp: {told['error'].get('message', 'failed')}")
             return True
         choice = told["choices"][0]
         entries = (choice.get("logprobs") or {}).get("content") or []
@@ -181,12 +147,10 @@ class Answer:
         self.heard = count
         tokens = [entry["id"] for entry in entries]
         if missing > 0 and not tokens:
-            self._tell(
-                f"llama.cpp kept the last {missing} tokens of the answer to itself: they are part of a character"
-            )
+            self.tell(f"llama.cpp kept the last {missing} tokens of the answer to itself: they are part of a character")
             return True
         if missing > 0:
-            tokens = self.engine.vocabulary.before(choice["text"].encode(), tokens[0], missing) + tokens
+            tokens = self.engine.vocabulary.before(bytes(entries[0]["bytes"]), tokens[0], missing) + tokens
         probs = (
             [_logprob(entry, self.options.logprobs) for entry in entries] if self.options.logprobs is not None else None
         )
@@ -210,7 +174,7 @@ class Answer:
         elif ended:
             self.again = True
         if keep or finish:
-            self._tell(Piece(tokens[:keep], None if probs is None else probs[:keep], finish))
+            self.tell(Piece(tokens[:keep], None if probs is None else probs[:keep], finish))
         return finish is not None
 
     def _ask_again(self, tokens: list[int], n: int) -> Logprob:
@@ -231,9 +195,6 @@ class Answer:
             if tokens[n] in likely:
                 return Logprob(tokens[n], likely[tokens[n]], list(likely.items())[:wanted])
         raise HermitcrabError(f"it does not tell the probability of token {tokens[n]}")
-
-    def _tell(self, made: Piece | str) -> None:
-        self.engine.told.put((self.number, made))
 
 
 def _logprob(entry: dict[str, Any], count: int) -> Logprob:

@@ -70,13 +70,13 @@ class Vocabulary:
 
 
 def unfinished(data: bytes) -> bool:
-    """Does it end inside a character?"""
-    for back in range(1, min(4, len(data)) + 1):
-        byte = data[-back]
-        if byte & 0xC0 != 0x80:
-            wanted = 4 if byte & 0xF8 == 0xF0 else 3 if byte & 0xF0 == 0xE0 else 2 if byte & 0xE0 == 0xC0 else 1
-            return wanted > back
-    return False
+    """Does the library wait for more? It does behind a first byte of a character until as many follow as it announces, whichever."""
+    return any(back < _length(data[-back]) for back in range(1, min(4, len(data)) + 1))
+
+
+def _length(byte: int) -> int:
+    """Bytes that a character has that begins so; 1 where none does."""
+    return 4 if byte & 0xF8 == 0xF0 else 3 if byte & 0xF0 == 0xE0 else 2 if byte & 0xE0 == 0xC0 else 1
 
 
 def byte_letters() -> dict[str, bytes]:
