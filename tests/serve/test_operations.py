@@ -73,6 +73,7 @@ def test_health_tests_the_engine_and_a_killed_one_comes_back(server):
     assert server.post("/v1/completions", SHORT)[1]["choices"][0]["text"] == expected
     assert server.raw("GET", "/health/live")[0] == 200
     assert server.gauge("crab:engine_restarts") == 1
+    assert any("it is started again" in told["message"] for told in server.events("said"))
 
 
 def test_a_model_edited_on_disk_is_noticed_and_no_longer_served(server, folder):

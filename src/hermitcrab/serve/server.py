@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hermitcrab.errors import HermitcrabError, UsageError, needs
-from hermitcrab.progress import say, warn
+from hermitcrab.progress import say, set_sink, warn
 
 if TYPE_CHECKING:
     import uvicorn
@@ -68,11 +68,13 @@ def start(
         server = make_server(make_app(face), house, log, setup.drain, cert, key)
 
     def serve() -> int:
+        set_sink(lambda level, text: log("said", level, message=text))
         with runner:
             try:
                 runner.run(_serve(server, house, listening))
             finally:
                 runner.run(house.close(0))
+                set_sink(None)
         say("stopped")
         return 0
 
