@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -80,7 +81,9 @@ def direct_in_a_process(args: argparse.Namespace, model: str, batch: int) -> dic
         str(args.slots),
     ]
     command += ["--engine", args.engine] if args.engine else []
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    # As the engine's process is started by the server: threads that wait must not spin.
+    known = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=known)
     if ran.returncode:
         raise SystemExit(ran.stderr[-1000:])
     return json.loads(ran.stdout.splitlines()[-1])
