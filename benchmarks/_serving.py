@@ -31,8 +31,9 @@ def write_model(
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     names = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    names += [f"Ġw{i}" for i in range(vocabulary - len(names))]
-    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    names += ["Ġa", *(f"Ġw{i}" for i in range(vocabulary - len(names) - 1))]
+    # One merge: OpenVINO reads no GGUF file without any.
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [("Ġ", "a")]))
     tokenizer.add_special_tokens(special)
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
