@@ -19,7 +19,9 @@ import psutil
 WORDS = ["the", "weather", "in", "a", "house", "by", "sea", "is", "often", "good", "crab", "shell", "and", "other"]
 
 
-def write_model(folder: Path, layers: int = 12, width: int = 768, vocabulary: int = 32_000) -> Path:
+def write_model(
+    folder: Path, layers: int = 12, width: int = 768, vocabulary: int = 32_000, dtype: str = "bfloat16"
+) -> Path:
     """A llama of random weights, 100M parameters as it stands, and a byte-level tokenizer whose every id is a word."""
     if (folder / "model.safetensors").exists():
         return folder
@@ -29,8 +31,9 @@ def write_model(folder: Path, layers: int = 12, width: int = 768, vocabulary: in
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     names = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    names += [f"Ġw{i}" for i in range(vocabulary - len(names))]
-    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    names += ["Ġa", *(f"Ġw{i}" for i in range(vocabulary - len(names) - 1))]
+    # One merge: OpenVINO reads no GGUF file without any.
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [("Ġ", "a")]))
     tokenizer.add_special_tokens(special)
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
@@ -43,12 +46,24 @@ def write_model(folder: Path, layers: int = 12, width: int = 768, vocabulary: in
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "llama", vocab_size=vocabulary, hidden_size=width, intermediate_size=2048, num_hidden_layers=layers, num_attention_heads=12,
-        num_key_value_heads=4, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True,
+        "llama", vocab_size=vocabulary, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=4,
+        max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True,
     )  # fmt: skip
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\n")
     return folder
+
+
+def write_gguf(folder: Path, kind: str) -> Path:
+    """The same model as one file of that type, for the engines that read those."""
+    file = folder.parent / f"{folder.name}-{kind}.gguf"
+    if not file.exists():
+        from hermitcrab.models.to_gguf import Export
+
+        Export(folder, {"general.name": folder.name}).write(kind, file)
+    return file
 
 
 def prompt(number: int, length: int = 12) -> str:

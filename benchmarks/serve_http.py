@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _serving import ask, prompt, serve, write_model
+from _serving import ask, prompt, serve, write_gguf, write_model
 
 REQUESTS = 200  # of one token, for the overhead
 
@@ -80,7 +81,9 @@ def direct_in_a_process(args: argparse.Namespace, model: str, batch: int) -> dic
         str(args.slots),
     ]
     command += ["--engine", args.engine] if args.engine else []
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    # As the engine's process is started by the server: threads that wait must not spin.
+    known = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=known)
     if ran.returncode:
         raise SystemExit(ran.stderr[-1000:])
     return json.loads(ran.stdout.splitlines()[-1])
@@ -151,6 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?")
     parser.add_argument("--engine")
+    parser.add_argument("--type", default="Q4_0", help="of the GGUF file that is made of the random weights")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--slots", type=int, default=8)
@@ -163,7 +167,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
-        model = args.model or str(write_model(folder / "model"))
+        plain = args.model or str(write_model(folder / "model"))
+        model = plain if args.model or args.engine == "transformers" else str(write_gguf(Path(plain), args.type))
         rounds = []
         for number in range(args.runs):
             sides = {"direct": {str(batch): direct_in_a_process(args, model, batch) for batch in (1, 8)}}

@@ -8,7 +8,9 @@
 3. For `--minutes` clients ask in every way, right and wrong, and hang up; the memory of face and engine is told every ten seconds.
    It is flat where the last quarter's median is within 5 % (and 20 MiB) of the second's: the first is for warming up.
 
-MODEL: as `crab serve` takes it; without one, 100M random weights. The whole thing ends with status 1 where anything is not as it must be.
+MODEL: as `crab serve` takes it; without one, a small llama of random float32 weights, as a GGUF file (F32) for any engine but the
+reference. `thousand.as_the_reference` counts answers that are the reference's to the letter: engines that compute in other precisions
+may differ where two tokens are about as likely. The whole thing ends with status 1 where anything is not as it must be.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from _serving import Got, Server, ask, prompt, serve, write_model
+from _serving import Got, Server, ask, prompt, serve, write_gguf, write_model
 
 PROMPTS, TOKENS = 16, 24
 EVERY = 10.0  # seconds between two looks at memory
@@ -129,10 +131,11 @@ def memory(samples: list[tuple[float, float, float]]) -> dict[str, Any]:
 
 
 async def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    model = str(args.model or write_model(folder / "model"))
+    plain = str(args.model or write_model(folder / "small", layers=4, width=256, vocabulary=4000, dtype="float32"))
+    model = plain if args.model or args.engine == "transformers" else str(write_gguf(Path(plain), "F32"))
     engine = ["--engine", args.engine] if args.engine else []
     limits = ["--slots", str(args.slots), "--queue", str(args.queue)]
-    reference = serve(model, "--engine", "transformers", log=folder / "reference.log")
+    reference = serve(plain, "--engine", "transformers", log=folder / "reference.log")
     try:
         right = await lone_answers(reference)
     finally:

@@ -146,6 +146,16 @@ def serve(folder: Path, *arguments: str, key: str | None = None, **environment: 
     raise AssertionError(f"the server ended with {process.wait()}: {log.read_text()[-2000:]}")
 
 
+def until_data(connection: socket.socket) -> bytes:
+    """What comes up to and with the first event."""
+    found = b""
+    while b"data: " not in found:
+        more = connection.recv(1 << 16)
+        assert more, found
+        found += more
+    return found
+
+
 def read_events(connection: socket.socket) -> bytes:
     """All that comes until the other side closes or says that it is done."""
     found = b""

@@ -157,7 +157,8 @@ def serve_verb(args: argparse.Namespace) -> Answer:
 
     setup = Setup(
         models=tuple(args.model), store=Path(args.store), signer=args.key, unverified=args.unverified, engine=args.engine,
-        kind=args.type, slots=args.slots, threads=args.threads, queue=args.queue, api_keys=tuple(args.api_key),
+        kind=args.type, slots=args.slots, threads=args.threads,
+        settings={"vllm_python": str(args.vllm_python)} if args.vllm_python else {}, queue=args.queue, api_keys=tuple(args.api_key),
         key_file=args.api_keys, origins=tuple(args.cors), public=("/metrics",) if args.open_metrics else (),
         limits=Limits(body=args.max_body << 20, deadline=args.deadline, tokens=args.max_tokens), drain=args.drain, texts=args.log_texts,
     )  # fmt: skip
@@ -451,6 +452,7 @@ _verb("serve", "serve packages: the OpenAI API, the Open Inference Protocol, and
       _arg("--type", metavar="TYPE", help="of a package with GGUF files, the one to serve, such as Q4_0"),
       _arg("--slots", type=_count, default=8, metavar="N", help="answers made at once (default: 8)"),
       _arg("--threads", type=int, default=0, metavar="N", help="threads of an engine (default: those that this process may use)"),
+      _arg("--vllm-python", type=Path, metavar="PYTHON", help="of an environment that has vLLM, to serve with it"),
       _arg("--queue", type=_count, default=64, metavar="N", help="answers that may wait for a model, the next is refused (default: 64)"),
       _arg("--api-key", action="append", default=[], metavar="env:NAME", help="ask for the key in this variable (may be given again)"),
       _arg("--api-keys", type=Path, metavar="FILE", help="ask for one of the keys of this file (see `crab apikey`)"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 FIRST = 2.0  # seconds before anything is said
@@ -16,6 +16,13 @@ EVERY_PLAIN = 15.0  # seconds between plain lines
 EVERY_TERMINAL = 0.2
 
 _quiet = False
+_sink: Callable[[str, str], None] | None = None
+
+
+def set_sink(sink: Callable[[str, str], None] | None) -> None:
+    """What is said goes there from now on, as (`info` or `warning`, text): into the log of a server, whose lines have a form."""
+    global _sink
+    _sink = sink
 
 
 def set_quiet(quiet: bool) -> None:
@@ -25,13 +32,18 @@ def set_quiet(quiet: bool) -> None:
 
 def say(text: str) -> None:
     """One line to standard error."""
-    if not _quiet:
+    if _sink is not None:
+        _sink("info", text)
+    elif not _quiet:
         print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """A likely mistake, said once and never silenced."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    if _sink is not None:
+        _sink("warning", text)
+    else:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -71,7 +83,7 @@ class Progress:
     def _perhaps_say(self) -> None:
         now = time.monotonic()
         wait = (EVERY_TERMINAL if self.terminal else EVERY_PLAIN) if self.spoke else FIRST
-        if not _quiet and now - self.said >= wait:
+        if not _quiet and _sink is None and now - self.said >= wait:
             self.said, self.spoke = now, True
             self._line(now)
 

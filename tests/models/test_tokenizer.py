@@ -67,6 +67,18 @@ def test_byte_level_text_comes_back(digits: TextTokenizer, text: str) -> None:
     assert digits.decode(digits.encode(text), special=True) == text
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_bytes_of_tokens_are_those_of_the_text(digits: TextTokenizer, text: str) -> None:
+    """Also of those that hold no whole character."""
+    assert b"".join(digits.bytes_of(token) for token in digits.encode(text)) == text.encode()
+
+
+def test_bytes_of_sentencepiece_tokens(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE({"<unk>": 0, "<0xE5>": 1, "\u2581a": 2, "b": 3}, []))
+    text = TextTokenizer(tokenizer, {}, None)
+    assert [text.bytes_of(token) for token in (1, 2, 3, 99)] == [b"\xe5", b" a", b"b", b""]
+
+
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_what_is_saved_gives_transformers_the_same_ids(smol: TextTokenizer, tmp_path: Path, model_type: str) -> None:
     from transformers import AutoTokenizer

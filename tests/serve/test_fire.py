@@ -72,10 +72,12 @@ def test_a_head_that_comes_a_byte_a_second_is_cut_off(server, answer):
     began = time.monotonic()
     while time.monotonic() - began < 5:
         for connection in slow:
-            connection.sendall(b"G"[:1] if time.monotonic() - began < 1 else b"E")
+            with contextlib.suppress(ConnectionError):  # cut off already, on a machine that is slow itself
+                connection.sendall(b"G" if time.monotonic() - began < 1 else b"E")
         time.sleep(1)
         assert server.post("/v1/completions", SHORT)[1]["choices"] == answer
-    assert b"408 Request Timeout" in until_closed(slow[0]) + until_closed(slow[1])
+    told = [until_closed(connection) for connection in slow]  # every one comes to its end
+    assert any(b"408 Request Timeout" in end for end in told)
     for connection in slow:
         connection.close()
 
@@ -136,7 +138,7 @@ def test_bodies_that_are_meant_to_hurt_are_refused(server, answer, body):
     for path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v2/models/plain/infer"):
         status, told, _ = server.raw("POST", path, body)
         assert status == 400
-        assert told["error"]["message"]
+        assert told["error"] if path.startswith("/v2") else told["error"]["message"]
         assert len(json.dumps(told)) < 2000
 
 

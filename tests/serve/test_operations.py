@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("torch")
 import psutil
-from serving import KEY, PATIENCE, Server, read_events, serve
+from serving import KEY, PATIENCE, Server, read_events, serve, until_data
 
 from hermitcrab.serve.keys import make_key
 
@@ -64,7 +64,7 @@ def test_health_tests_the_engine_and_a_killed_one_comes_back(server):
     assert "did not answer" in told["why"][0]
     engine.resume()
     stream = server.send("/v1/completions", {**LONG, "stream": True})
-    assert b"data: " in stream.recv(1 << 16)
+    until_data(stream)
     engine.kill()
     told = read_events(stream)
     assert b"[DONE]" not in told
@@ -73,6 +73,7 @@ def test_health_tests_the_engine_and_a_killed_one_comes_back(server):
     assert server.post("/v1/completions", SHORT)[1]["choices"][0]["text"] == expected
     assert server.raw("GET", "/health/live")[0] == 200
     assert server.gauge("crab:engine_restarts") == 1
+    assert any("it is started again" in told["message"] for told in server.events("said"))
 
 
 def test_a_model_edited_on_disk_is_noticed_and_no_longer_served(server, folder):
@@ -135,7 +136,7 @@ def test_told_to_end_it_finishes_what_runs_and_takes_nothing_new(server):
     stream = server.send(
         "/v1/completions", {**LONG, "max_tokens": 400, "stream": True, "stream_options": {"include_usage": True}}
     )
-    first = stream.recv(1 << 16)
+    first = until_data(stream)
     server.process.send_signal(signal.SIGTERM)
     server.until_told("draining")
     assert server.raw("GET", "/health/ready")[:2] == (
@@ -152,7 +153,7 @@ def test_told_to_end_it_finishes_what_runs_and_takes_nothing_new(server):
 
 def test_told_twice_it_ends_at_once(server):
     stream = server.send("/v1/completions", {**LONG, "stream": True})
-    assert stream.recv(1 << 16)
+    until_data(stream)
     engine = engine_of(server)
     server.process.send_signal(signal.SIGTERM)
     server.until_told("draining")
@@ -251,6 +252,12 @@ def test_without_keys_nobody_reloads_over_http_and_other_pages_may_not_ask(folde
             assert headers["Access-Control-Allow-Origin"] == allowed
             headers = server.raw("OPTIONS", "/v1/completions", Origin=origin, Access_Control_Request_Method="POST")[2]
             assert headers["Access-Control-Allow-Origin"] == allowed
+            # Without a preflight too: a page may send what it cannot read the answer of.
+            status = server.raw("POST", "/v1/completions", json.dumps(SHORT).encode(), Origin=origin)[0]
+            assert status == (200 if allowed else 403)
+        own = f"http://127.0.0.1:{server.address[1]}"
+        assert server.raw("POST", "/v1/completions", json.dumps(SHORT).encode(), Origin=own)[0] == 200
+        assert server.raw("POST", "/v1/completions", json.dumps(SHORT).encode(), Origin="null")[0] == 403
     finally:
         server.stop()
 

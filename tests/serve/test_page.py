@@ -188,9 +188,8 @@ def test_an_answer_can_be_stopped_and_the_language_changed(browser, server):
     assert {before, at(browser, "send").text} == {"Send", "发送"}
     lang = browser.execute_script("return document.documentElement.lang")
     assert lang == ("en" if browser.chinese else "zh-CN")
-    assert "nothing vouches" in at(browser, "facts").text or "没有任何东西" in browser.execute_script(
-        "return at('facts').textContent"
-    )
+    facts = browser.execute_script("return at('facts').textContent")
+    assert ("nothing vouches" if browser.chinese else "没有任何东西") in facts
 
 
 def test_what_is_wrong_is_told_and_no_markup_of_an_answer_is_markup(browser, server):
@@ -204,7 +203,7 @@ def test_what_is_wrong_is_told_and_no_markup_of_an_answer_is_markup(browser, ser
     policy = page[2]["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert not re.search(rb'(src|href)="|style="|on[a-z]+="', page[1])
+    assert not re.search(rb'(src|href)="|style="|\son[a-z]+="', page[1])
 
 
 def test_a_server_with_keys_asks_for_one(browser, project):
@@ -213,7 +212,7 @@ def test_a_server_with_keys_asks_for_one(browser, project):
         browser.get(f"{server.url}/")
         until(browser, "return !at('keys').hidden")
         at(browser, "key").send_keys("wrong", Keys.ENTER)
-        until(browser, "return at('state').textContent.length > 30")
+        until(browser, "return at('state').textContent === say('wrong')")
         at(browser, "key").clear()
         at(browser, "key").send_keys(KEY, Keys.ENTER)
         until(browser, "return lineage && lineage.model === 'plain'")

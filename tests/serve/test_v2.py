@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from serving import KEY, Server, serve
 from tiny import stripes
+from tritonclient.utils import InferenceServerException
 
 LABELS = ["diagonal/\\", "flach", "垂直"]
 
@@ -77,11 +78,11 @@ def same(result: Any, predicted: list[dict[str, Any]]) -> None:
 def test_server_and_models_tell_what_they_are(client, server):
     assert client.is_server_live()
     assert client.is_server_ready()
-    assert client.is_model_ready("shapes", headers=HEADERS)
-    assert client.get_server_metadata(headers=HEADERS)["name"] == "hermitcrab"
-    told = client.get_model_metadata("shapes", headers=HEADERS)
+    assert client.is_model_ready("shapes", headers=dict(HEADERS))
+    assert client.get_server_metadata(headers=dict(HEADERS))["name"] == "hermitcrab"
+    told = client.get_model_metadata("shapes", headers=dict(HEADERS))
     assert (told["name"], [part["name"] for part in told["inputs"]]) == ("shapes", ["input", "pixels"])
-    assert not client.is_model_ready("nothing", headers=HEADERS)
+    assert not client.is_model_ready("nothing", headers=dict(HEADERS))
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -92,7 +93,7 @@ def test_pixels_as_a_tensor(client, images, predicted, binary):
         client_library.InferRequestedOutput(name, binary_data=binary) for name in ("prediction", "score", "scores")
     ]
     for outputs in (wanted, None):
-        result = client.infer("shapes", [tensor], outputs=outputs, headers=HEADERS, request_id="mine")
+        result = client.infer("shapes", [tensor], outputs=outputs, headers=dict(HEADERS), request_id="mine")
         same(result, predicted)
         assert result.get_response()["id"] == "mine"
 
@@ -101,7 +102,7 @@ def test_files_as_bytes(client, images, predicted):
     files = np.array([png(pixels) for pixels in images], dtype=np.object_)
     tensor = client_library.InferInput("input", [len(files)], "BYTES")
     tensor.set_data_from_numpy(files)
-    same(client.infer("shapes", [tensor], headers=HEADERS), predicted)
+    same(client.infer("shapes", [tensor], headers=dict(HEADERS)), predicted)
 
 
 def test_files_in_json_and_in_a_form(server, images, predicted):
@@ -146,12 +147,12 @@ GOOD = {"name": "pixels", "shape": [1, 2, 2], "datatype": "UINT8", "data": [0, 1
 def test_tensors_that_cannot_be_are_told(server, change, said):
     status, told, _ = server.post("/v2/models/shapes/infer", {"inputs": [{**GOOD, **change}]})
     assert status == 400
-    assert said in told["error"]["message"]
+    assert said in told["error"]
 
 
 def test_models_that_make_text_are_asked_elsewhere_and_the_other_way_round(server):
     status, told, _ = server.post("/v2/models/speaks/infer", {"inputs": [GOOD]})
-    assert (status, "ask /v1/chat/completions" in told["error"]["message"]) == (400, True)
+    assert (status, "answers at /v1/chat/completions" in told["error"]) == (400, True)
     status, told, _ = server.post("/v1/completions", {"model": "shapes", "prompt": "a"})
     assert (status, "ask /v2/models/shapes/infer" in told["error"]["message"]) == (400, True)
     assert server.post("/v2/models/nothing/infer", {"inputs": [GOOD]})[0] == 404
@@ -161,8 +162,14 @@ def test_models_that_make_text_are_asked_elsewhere_and_the_other_way_round(serve
             "POST", "/v2/models/shapes/infer", head + bytes(4), Inference_Header_Content_Length=str(size)
         )
         assert found[0] == status
-    found = httpx.post(f"{server.url}/v2/models/shapes/infer", data={"a": "b"}, files={}, headers=HEADERS, timeout=60)
+    found = httpx.post(
+        f"{server.url}/v2/models/shapes/infer", data={"a": "b"}, files={}, headers=dict(HEADERS), timeout=60
+    )
     assert found.status_code == 415
+    with pytest.raises(InferenceServerException, match="there is no model `none`"):
+        client_library.InferenceServerClient(server.url.removeprefix("http://")).get_model_metadata(
+            "none", headers=dict(HEADERS)
+        )
     found = httpx.post(f"{server.url}/v2/models/shapes/infer", content=b"--x\r\nbroken", timeout=60,
                        headers={**HEADERS, "content-type": "multipart/form-data; boundary=x"})  # fmt: skip
-    assert (found.status_code, found.json()["error"]["code"]) == (400, "invalid_form")
+    assert (found.status_code, "form" in found.json()["error"]) == (400, True)

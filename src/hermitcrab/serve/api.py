@@ -13,6 +13,7 @@ Whatever is refused is JSON of the form that the API's clients know, with a stat
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -43,7 +44,7 @@ from hermitcrab.serve.requests import (
     Refusal,
     parse,
 )
-from hermitcrab.serve.texts import FAILED, Reply, prompted
+from hermitcrab.serve.texts import FAILED, Reply, prompted, rows_of
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": shapes.Error, "description": "What is asked is not served"},
@@ -97,7 +98,7 @@ def make_app(face: Face) -> ASGIApp:
     app.include_router(operations.router(face))
     app.include_router(v2.router(face.house, face.metrics))
     app.openapi = lambda: _openapi(app, bool(face.keys))  # type: ignore[method-assign]
-    door: ASGIApp = Door(app, face.keys, face.hosts, face.public, face.limits, face.log, face.metrics)
+    door: ASGIApp = Door(app, face.keys, face.hosts, face.origins, face.public, face.limits, face.log, face.metrics)
     if face.origins:
         door = CORSMiddleware(door, allow_origins=list(face.origins), allow_methods=["GET", "POST"],
                               allow_headers=["authorization", "content-type", "x-request-id"],
@@ -108,17 +109,19 @@ def make_app(face: Face) -> ASGIApp:
 async def _on_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     request.scope["state"].get("told", {}).setdefault("outcome", error.code)
-    return refused(error)
+    return refused(error, request.url.path)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     refusal = Refusal(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}", code="not_found")
-    return JSONResponse(refusal.body(), error.status_code, error.headers)
+    answer = refused(refusal, request.url.path)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    return refused(FAILED)  # the door writes down how it came about
+    return refused(FAILED, request.url.path)  # the door writes down how it came about
 
 
 def _models(face: Face) -> APIRouter:
@@ -196,15 +199,24 @@ def _texts(face: Face) -> APIRouter:
 
 
 async def _embedded(face: Face, tenancy: Tenancy, asked: EmbeddingsRequest) -> Response:
-    if not getattr(tenancy.worker, "embeds", False):
-        message = f"`{tenancy.name}` on {tenancy.engine} makes no embeddings"
-        raise Refusal(400, message, "model", "model_not_supported")
-    from hermitcrab.serve.texts import rows_of
-
-    rows = rows_of(tenancy, asked.input, "input")
+    if not tenancy.embeds:
+        raise Refusal(
+            400, f"`{tenancy.name}` makes no vectors, its task is {tenancy.opened.task}", "model", "model_not_supported"
+        )
+    rows = await asyncio.to_thread(rows_of, tenancy, asked.input, "input")
+    most, longest = tenancy.predictor.positions, max(map(len, rows))
+    if not all(rows) or longest > most:
+        raise Refusal(
+            400,
+            f"`input`: a text has {longest if all(rows) else 0:,} tokens; expected 1 to {most:,}",
+            "input",
+            "context_length_exceeded",
+        )
     with face.house.room(tenancy, 1):
-        vectors = await tenancy.worker.embed(rows)
-    told = embeddings(vectors, tenancy.name, sum(map(len, rows)), asked.encoding_format)
+        vectors = await tenancy.embed(rows)
+    read = sum(map(len, rows))
+    face.metrics.prompt_tokens.labels(tenancy.name).inc(read)
+    told = embeddings(vectors, tenancy.name, read, asked.encoding_format)
     return JSONResponse(told, headers={"x-model-digest": tenancy.digest})
 
 

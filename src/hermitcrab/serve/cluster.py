@@ -9,6 +9,7 @@ is replaced by Ray; the answers that it was making are lost, and its clients are
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Callable
@@ -39,6 +40,7 @@ class Replica:
         log = Log(texts=setup.texts)
         self.house = setup.house(log)
         self.house.models = await self.house.load(self.house.open())
+        self.watching = asyncio.create_task(self.house.watch())
         held = Keys([Key(*key) for key in keys])
         face = Face(self.house, log, Metrics(self.house.gauges), held, setup.limits, hosts, setup.origins, setup.public,
                     setup.drain, reloads=False)  # fmt: skip
@@ -56,6 +58,7 @@ class Replica:
                 raise RuntimeError(f"the engine of {tenancy.name} does not answer")
 
     async def __del__(self) -> None:
+        self.watching.cancel()
         await self.house.close(0)
 
 

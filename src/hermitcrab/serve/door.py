@@ -49,11 +49,13 @@ class Limits:
     tokens: int | None = None
 
 
-def refused(error: Refusal) -> JSONResponse:
+def refused(error: Refusal, path: str = "") -> JSONResponse:
+    """As the clients of that path know it: those of the Open Inference Protocol expect a text."""
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
     if error.retry is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry)))
-    return JSONResponse(error.body(), error.status, headers)
+    body = {"error": str(error)} if path.startswith("/v2") else error.body()
+    return JSONResponse(body, error.status, headers)
 
 
 class Door:
@@ -61,6 +63,7 @@ class Door:
 
     Args:
         hosts: names that a request may be addressed to; none: any.
+        origins: of other pages that may ask.
         public: paths that need no key besides `OPEN`.
     """
 
@@ -69,13 +72,14 @@ class Door:
         app: ASGIApp,
         keys: Keys,
         hosts: Iterable[str],
+        origins: Iterable[str],
         public: Iterable[str],
         limits: Limits,
         log: Log,
         metrics: Metrics,
     ):
         self.app, self.keys, self.limits, self.log, self.metrics = app, keys, limits, log, metrics
-        self.hosts, self.public = frozenset(hosts), {*OPEN, *public}
+        self.hosts, self.origins, self.public = frozenset(hosts), frozenset(origins), {*OPEN, *public}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -92,6 +96,15 @@ class Door:
         if self.hosts and name not in self.hosts:
             message = f"this server is not `{name[:60]}`; it answers to {', '.join(sorted(self.hosts))}"
             raise Refusal(403, message, code="wrong_host")
+
+    def check_origin(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """A page of another origin may send a request that it cannot read the answer of: not here."""
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if not origin or scope["method"] != "POST" or {"*", origin} & self.origins:
+            return
+        host = headers.get(b"host", b"").decode("latin-1")
+        if origin.partition("://")[2] != host:
+            raise Refusal(403, f"pages of {origin[:60]} may not ask this server (--cors)", code="wrong_origin")
 
     def key(self, scope: Scope, headers: dict[bytes, bytes]) -> Any:
         """The key of a request, in use while it runs; nothing where none is needed."""
@@ -123,6 +136,7 @@ class Passage:
         try:
             try:
                 self.door.check_host(self.headers)
+                self.door.check_origin(self.scope, self.headers)
                 self.key = self.door.key(self.scope, self.headers)
                 with self.key.use() if self.key is not None and self.scope["method"] == "POST" else nullcontext():
                     await self.door.app(self.scope, self.receive, self.send)
@@ -139,7 +153,7 @@ class Passage:
     async def _refuse(self, error: Refusal) -> None:
         if not self.status:
             self.told.setdefault("outcome", error.code)
-            await refused(error)(self.scope, self.receive, self.send)
+            await refused(error, self.scope["path"])(self.scope, self.receive, self.send)
 
     async def receive(self) -> Message:
         """The next part of the body, as long as it is not too much and not too slow."""

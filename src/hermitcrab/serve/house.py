@@ -32,7 +32,7 @@ class Tenancy:
     """One loading of one model.
 
     Attributes:
-        worker: its engine, of a model that makes text; `predictor`: of any other.
+        worker: its engine, of a model that makes text; `predictor`: of any other, with `predict` or `embed`.
         digest: of what the engine reads.
         lineage: what `GET /lineage` tells of it.
         tools: how its template writes tool calls.
@@ -73,8 +73,20 @@ class Tenancy:
                 break
         return self.changed
 
+    @property
+    def predicts(self) -> bool:
+        return hasattr(self.predictor, "predict")
+
+    @property
+    def embeds(self) -> bool:
+        return hasattr(self.predictor, "embed")
+
     async def predict(self, inputs: list[Any]) -> list[dict[str, Any]]:
         return await asyncio.get_running_loop().run_in_executor(self.pool, self.predictor.predict, inputs)
+
+    async def embed(self, rows: list[list[int]]) -> list[list[float]]:
+        found = await asyncio.get_running_loop().run_in_executor(self.pool, self.predictor.embed, rows)
+        return found.tolist()
 
     async def alive(self, seconds: float) -> bool:
         """Whether the engine itself answers within so long."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hermitcrab.digest import describe_files, digest_json
 from hermitcrab.errors import Contradiction, HermitcrabError, UsageError, did_you_mean
 from hermitcrab.lineage.bundle import NAME as SIGNATURE
 from hermitcrab.lineage.bundle import read_bundle
@@ -20,7 +21,8 @@ from hermitcrab.models.base import describe
 from hermitcrab.models.formats import open_weights
 from hermitcrab.models.formats.weights import Stamp
 from hermitcrab.models.load import load_text
-from hermitcrab.models.tokenizer import TextTokenizer, read_json_file
+from hermitcrab.models.tokenizer import FILES as TOKENIZER_FILES
+from hermitcrab.models.tokenizer import TextTokenizer, read_json_file, read_tokenizer
 from hermitcrab.progress import say, warn
 from hermitcrab.recipe import Base, Train
 from hermitcrab.references import Resolved, fetch, resolve
@@ -29,6 +31,8 @@ from hermitcrab.tasks import TASKS, Start, load_task, task_that_opens
 from hermitcrab.tasks.encoding import Encoder, load_encoder
 
 RECORD = "hermitcrab.json"
+VECTORS = "feature-extraction"
+"""What an encoder of texts does, by its Hugging Face pipeline name; none is made here, so it is no task."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,8 @@ def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool, bare
         say(f"{what}: is no package; nothing vouches for it but the digest that is told")
     else:
         warn(f"{what}: is no package; nothing vouches for it, and it is used because of --unverified")
+    if (file := encoder_file(path)) is not None:
+        return _open_encoder(what, path, file)
     found = task_that_opens(path)
     if found is None:
         open_weights(path)  # says what is wrong where there are none
@@ -163,6 +169,31 @@ def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool, bare
     stamps = stamps_of(path if path.is_dir() else path.parent, [file["path"] for file in base["files"]])
     start = Start(base, path, None, fitted)
     return Opened(base["name"], task.name, start, Train(), encoder, [], False, 0, None, text, stamps)
+
+
+def encoder_file(path: Path) -> Path | None:
+    """The weights of a folder that holds an encoder of texts beside its tokenizer, ONNX before safetensors: it says how to pool, or
+    its architecture has no head (`BertModel`)."""
+    if not (path / "tokenizer.json").is_file():
+        return None
+    config = read_json_file(path / "config.json") if (path / "config.json").is_file() else {}
+    kinds = config.get("architectures") if isinstance(config, dict) else None
+    headless = isinstance(kinds, list) and bool(kinds) and all(str(kind).endswith("Model") for kind in kinds)
+    if not headless and not (path / "modules.json").is_file():
+        return None
+    names = ("model.onnx", "onnx/model.onnx", "model.safetensors")
+    return next((path / name for name in names if (path / name).is_file()), None)
+
+
+def _open_encoder(what: str, path: Path, file: Path) -> Opened:
+    beside = ("config.json", *TOKENIZER_FILES, "modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
+    names = [file.relative_to(path).as_posix(), *(name for name in beside if (path / name).is_file())]
+    stamps, files = stamps_of(path, names), describe_files(path, names)
+    base: dict[str, Any] = {"name": path.name, "uri": what, "kind": file.suffix[1:], "files": files, "digest": digest_json(files),
+            "dtypes": dict(open_weights(file).dtypes)}  # fmt: skip
+    return Opened(
+        base["name"], VECTORS, Start(base, path), Train(), None, [], False, 0, None, read_tokenizer(path), stamps
+    )
 
 
 def _check(path: Path, key: Path | None, unverified: bool) -> str | None:

@@ -26,7 +26,7 @@ PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def router(face: Face) -> APIRouter:
-    made = APIRouter(tags=["operations"])
+    made = APIRouter(tags=["operations"], responses={status: {"model": shapes.Error} for status in (401, 403)})
     sick: dict[int | str, dict[str, Any]] = {503: {"model": shapes.Health, "description": "Not so"}}
 
     @made.get("/health/live", response_model=shapes.Health, responses=sick, operation_id="live")

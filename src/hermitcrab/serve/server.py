@@ -7,6 +7,7 @@ SIGHUP            the models again, as they are on disk now
 from __future__ import annotations
 
 import asyncio
+import importlib
 import ipaddress
 import logging
 import resource
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hermitcrab.errors import HermitcrabError, UsageError, needs
-from hermitcrab.progress import say, warn
+from hermitcrab.progress import say, set_sink, warn
 
 if TYPE_CHECKING:
     import uvicorn
@@ -40,12 +41,9 @@ def start(
         UsageError: a port that is taken, a key that is not there.
         HermitcrabError: a package that does not verify or cannot be loaded.
     """
-    for module in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
+    for module in ("uvicorn", "httptools", "prometheus_client"):
         needs(module, "serve")
-    from hermitcrab.serve.api import Face, make_app
-    from hermitcrab.serve.door import LOOPBACK
     from hermitcrab.serve.logs import Log
-    from hermitcrab.serve.metrics import Metrics
     from hermitcrab.serve.setup import closing_on_error
 
     setup.check()
@@ -61,22 +59,37 @@ def start(
         house = setup.house(log)
         runner = asyncio.Runner(loop_factory=loop_factory())
         with closing_on_error(runner):
-            house.models = runner.run(house.load(house.open()))
+            house.models = runner.run(_load(house))
+        from hermitcrab.serve.api import Face, make_app
+        from hermitcrab.serve.door import LOOPBACK
+        from hermitcrab.serve.metrics import Metrics
+
         metrics = Metrics(house.gauges)
         hosts = LOOPBACK if local else ()
         face = Face(house, log, metrics, keys, setup.limits, hosts, setup.origins, setup.public, setup.drain)
         server = make_server(make_app(face), house, log, setup.drain, cert, key)
 
     def serve() -> int:
+        set_sink(lambda level, text: log("said", level, message=text))
         with runner:
             try:
                 runner.run(_serve(server, house, listening))
             finally:
                 runner.run(house.close(0))
+                set_sink(None)
         say("stopped")
         return 0
 
     return {"url": url_of(listening, cert is not None), "models": house.told()}, serve
+
+
+async def _load(house: House) -> Any:
+    """The models; what the face needs is imported while their engines load."""
+    loading = asyncio.create_task(house.load(house.open()))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(needs, "fastapi", "serve")
+    await asyncio.to_thread(importlib.import_module, "hermitcrab.serve.api")
+    return await loading
 
 
 async def _serve(server: uvicorn.Server, house: House, listening: socket.socket) -> None:

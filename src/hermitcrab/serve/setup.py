@@ -14,7 +14,7 @@ from hermitcrab.serve.door import Limits
 from hermitcrab.serve.house import House
 from hermitcrab.serve.keys import Keys, read_keys
 from hermitcrab.serve.logs import Log
-from hermitcrab.serve.opening import Opened, open_model
+from hermitcrab.serve.opening import VECTORS, Opened, open_model
 from hermitcrab.store import Store
 
 
@@ -25,7 +25,7 @@ class Setup:
     Attributes:
         models: as a user names them.
         signer: the public key that packages must be signed by.
-        engine, kind, slots, threads: what `choosing.choose` is asked for.
+        engine, kind, slots, threads, settings: what `choosing.choose` is asked for.
         queue: answers that may wait for each model.
         api_keys: `env:NAME` each; `key_file`: of hashed keys.
         origins: of pages that may ask from elsewhere.
@@ -42,6 +42,7 @@ class Setup:
     kind: str | None = None
     slots: int = 8
     threads: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
     queue: int = 64
     api_keys: tuple[str, ...] = ()
     key_file: Path | None = None
@@ -70,14 +71,22 @@ class Setup:
         return open_model(what, Store(self.store), self.signer, self.unverified)
 
     def _engines(self, opened: Opened) -> tuple[Any, Any]:
-        if opened.encoder is None:
-            from hermitcrab.serve.predict import Reference
+        if opened.task == VECTORS:
+            from hermitcrab.serve.predict import embedder_of
 
-            return None, Reference(opened)
+            embedder = embedder_of(opened, self.threads)
+            say(f"{opened.name}: vectors by {embedder.name}")
+            return None, embedder
+        if opened.encoder is None:
+            from hermitcrab.serve.predict import predictor_of
+
+            predictor, why = predictor_of(opened, self.threads)
+            say(f"{opened.name}: {why}")
+            return None, predictor
         from hermitcrab.serve.choosing import choose
         from hermitcrab.serve.worker import Worker
 
-        spec, why = choose(opened, self.engine, self.kind, self.slots, self.threads)
+        spec, why = choose(opened, self.engine, self.kind, self.slots, self.threads, self.settings)
         say(f"{opened.name}: {why}")
         return Worker(spec), None
 

@@ -22,6 +22,12 @@ class Error(_Shape):
     error: Problem
 
 
+class Wrong(_Shape):
+    """Of the Open Inference Protocol."""
+
+    error: str
+
+
 class Model(_Shape):
     id: str
     object: Literal["model"]

@@ -61,9 +61,9 @@ async def prompted(tenancy: Tenancy, asked: Asked, most: int | None = None) -> P
         Refusal: the template refuses the messages, a prompt is too long, something is asked that this model cannot do.
     """
     if tenancy.worker is None:
-        task = tenancy.opened.task
-        raise Refusal(400, f"`{tenancy.name}` makes no text, its task is {task}; ask /v2/models/{tenancy.name}/infer",
-                      "model", "model_not_supported")  # fmt: skip
+        place = "/v1/embeddings" if tenancy.embeds else f"/v2/models/{tenancy.name}/infer"
+        message = f"`{tenancy.name}` makes no text, its task is {tenancy.opened.task}; ask {place}"
+        raise Refusal(400, message, "model", "model_not_supported")
     parts = (
         asked.messages
         if isinstance(asked, ChatRequest)
@@ -128,24 +128,30 @@ def _conversation(tenancy: Tenancy, asked: ChatRequest, tools: Plan | None) -> l
 
 
 def rows_of(tenancy: Tenancy, given: Any, param: str) -> list[list[int]]:
-    """Texts or token ids, one or several, as rows of ids.
+    """Texts or token ids, one or several, as rows of ids: of an encoder with the tokens that it was taught texts with.
 
     Raises:
         Refusal: an id that is none.
     """
-    encoder: Any = replace(tenancy.opened.encoder, render=None)  # type: ignore[type-var]
+    text: Any = tenancy.opened.text
     several = [given] if isinstance(given, str) or isinstance(given[0], int) else given
-    vocabulary = tenancy.opened.text.backend.get_vocab_size() if tenancy.opened.text else 0
-    prompts = []
+    vocabulary = text.backend.get_vocab_size()
+    rows = []
     for part in several:
         if isinstance(part, str):
-            prompts.append(encoder.prompt([{"role": "user", "content": part}]))
+            encoder = tenancy.opened.encoder
+            ids = (
+                text.encode(part, special=True)
+                if encoder is None
+                else replace(encoder, render=None).prompt([{"content": part}])
+            )
+            rows.append(ids)
             continue
         if wrong := next((token for token in part if token >= vocabulary), None):
             why = f"there is no token {wrong}; the vocabulary has {vocabulary:,}"
             raise Refusal(400, f"`{param}`: {why}", param, "invalid_value")
-        prompts.append(part)
-    return prompts
+        rows.append(part)
+    return rows
 
 
 def _schema(schema: dict[str, Any], param: str) -> str:
@@ -224,8 +230,12 @@ class Reply(Response):
             return Refusal(503, str(error), None, "engine_lost", 1)
         if isinstance(error, HermitcrabError):
             self.log("engine_error", "error", error=str(error), model=self.request.tenancy.name)
-            wrong = self.request.options.schema is not None and not self.begun
-            return Refusal(400 if wrong else 500, str(error), None, "engine_error")
+            options = self.request.options
+            special = options.schema is not None or options.logprobs is not None  # what not every engine can do
+            refused = special and self.first is None
+            return Refusal(
+                400 if refused else 500, str(error), None, "unsupported_parameter" if refused else "engine_error"
+            )
         self.log.failure("failed", error, model=self.request.tenancy.name)
         return FAILED
 

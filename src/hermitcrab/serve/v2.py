@@ -73,10 +73,10 @@ class InferRequest(_Part):
 
 
 def router(house: House, metrics: Metrics) -> APIRouter:
-    made = APIRouter(tags=["open inference protocol"])
-    unknown: dict[int | str, dict[str, Any]] = {404: {"model": shapes.Error}}
+    made = APIRouter(tags=["open inference protocol"], responses={s: {"model": shapes.Wrong} for s in (401, 403)})
+    unknown: dict[int | str, dict[str, Any]] = {s: {"model": shapes.Wrong} for s in (404,)}
     wrong: dict[int | str, dict[str, Any]] = {
-        s: {"model": shapes.Error} for s in (400, 401, 403, 404, 408, 413, 415, 429, 503, 504)
+        s: {"model": shapes.Wrong} for s in (400, 401, 403, 404, 408, 413, 415, 429, 503, 504)
     }
 
     @made.get("/v2", response_model=shapes.ServerMetadata, operation_id="v2_server")
@@ -96,7 +96,7 @@ def router(house: House, metrics: Metrics) -> APIRouter:
     @made.get("/v2/models/{name}", response_model=shapes.ModelMetadata, responses=unknown, operation_id="v2_model")
     async def model(name: str) -> Any:
         tenancy = house.find(name)
-        known = tenancy.predictor is not None
+        known = tenancy.predicts
         told = {"name": tenancy.name, "versions": ["1"], "platform": f"hermitcrab_{tenancy.engine}",
                 "inputs": INPUTS if known else [], "outputs": OUTPUTS if known else []}  # fmt: skip
         return JSONResponse(told, headers={"x-model-digest": tenancy.digest})
@@ -129,12 +129,13 @@ def _takes() -> dict[str, Any]:
 
 async def _infer(house: House, metrics: Metrics, tenancy: Tenancy, request: Request) -> Response:
     began = time.perf_counter()
-    if tenancy.predictor is None:
-        raise Refusal(400, f"`{tenancy.name}` makes text; ask /v1/chat/completions", None, "model_not_supported")
+    if not tenancy.predicts:
+        place = "/v1/embeddings" if tenancy.embeds else "/v1/chat/completions"
+        raise Refusal(400, f"`{tenancy.name}` answers at {place}", None, "model_not_supported")
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         asked, inputs = None, await _files(request)
     else:
-        asked, inputs = _tensors(await body_of(request), request.headers.get(HEADER))
+        asked, inputs = _tensors(await _body(request), request.headers.get(HEADER))
     with house.room(tenancy, 1):
         try:
             answers = await tenancy.predict(inputs)
@@ -143,6 +144,12 @@ async def _infer(house: House, metrics: Metrics, tenancy: Tenancy, request: Requ
     metrics.whole.labels(tenancy.name).observe(time.perf_counter() - began)
     metrics.success.labels(tenancy.name, "stop").inc(len(inputs))
     return _reply(tenancy, asked, answers)
+
+
+async def _body(request: Request) -> bytes:
+    """JSON, perhaps with binary data behind it. Triton's client does not say what it sends; the door keeps pages of others out."""
+    given = request.headers.get("content-type", "")
+    return await request.body() if given in ("", "application/octet-stream") else await body_of(request)
 
 
 async def _files(request: Request) -> list[tuple[str, bytes]]:
