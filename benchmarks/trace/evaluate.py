@@ -82,10 +82,12 @@ def measure(a: Held, b: Held, blind: bool = True) -> dict[str, object]:
         found = align(a.model, b.model, a.blocks, b.blocks, thorough=blind)
         plain = not a.model.structure.layers and not b.model.structure.layers
         channels = lay(a.model, b.model) if plain else None
+    counts = {"same": len(copies.same) + len(copies.permuted), "part": len(copies.rows)}
+    scores = {key: max((getattr(f, key) for f in found), default=None) for key in ("mean", "best")}
     return {
         "exact": exact.log10_p(), "groups": [[g.name, g.units, round(g.z, 4)] for g in exact.groups], "chosen": chosen,
-        "blind": blind, "mean": max((f.mean for f in found), default=None), "best": max((f.best for f in found), default=None),
-        "channels": None if channels is None else channels.score, "same": len(copies.same) + len(copies.permuted), "part": len(copies.rows), "seconds": round(time.process_time() - began, 4),
+        "blind": blind, **scores, "channels": None if channels is None else channels.score, **counts,
+        "seconds": round(time.process_time() - began, 4),
     }  # fmt: skip
 
 
@@ -93,7 +95,8 @@ def decided(row: dict) -> dict:
     """A row with its z by group and the verdict that `crab trace` comes to with the shipped table."""
     groups = [Group(name, units, z, bound(z), 0.0) for name, units, z in row["groups"]]
     known = tables()
-    decision = judge(Evidence(groups, copies_same=row["same"], copies_part=row["part"], mean=row["mean"], best=row["best"], channels=row.get("channels")),
+    scores = {k: row.get(k) for k in ("mean", "best", "channels")}
+    decision = judge(Evidence(groups, copies_same=row["same"], copies_part=row["part"], **scores),
                      Levels(1e-6, **known))  # fmt: skip
     return row | {"z": {g.name: g.z for g in groups}, "verdict": decision.verdict, "log10_p": decision.log10_p}
 

@@ -11,6 +11,7 @@ from trace_models import CONFIG, changed, cnn, gpt2, llama, write
 import hermitcrab
 from hermitcrab.cli import main
 from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.trace.relation import numerical_rank
 from hermitcrab.trace.verdict import Result
 
 KEYS = {"base", "verdict", "relation", "alpha", "log10_p", "p_status", "groups", "layer_map", "assumptions", "not_tested", "seconds",
@@ -83,6 +84,45 @@ def test_an_adapter_is_told_from_fine_tuning(tmp_path: Path, base: Path) -> None
     assert trace(write(tmp_path / "onward", changed(llama(0), 1.0), CONFIG), base)[0].relation == "continued training"
 
 
+@pytest.mark.parametrize("rank", [1, 16])
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_the_rank_of_an_adapter_ends_in_a_cliff(rank: int, noise: float) -> None:
+    """Rounding lies behind it; a difference of full rank has no cliff, however its singular values fall."""
+    r = np.random.default_rng(1)
+    low = r.standard_normal((48, rank)) @ r.standard_normal((rank, 32)) / rank**0.5 + noise * r.standard_normal(
+        (48, 32)
+    )
+    assert numerical_rank(np.linalg.svd(low, compute_uv=False)) == (rank, True)
+    for power in (0.0, 0.5, 1.0):
+        falling = np.linalg.qr(r.standard_normal((48, 32)))[0] * (1 + np.arange(32.0)) ** -power
+        assert not numerical_rank(np.linalg.svd(falling, compute_uv=False))[1]
+
+
+def test_packed_four_bit_models_are_read(tmp_path: Path, base: Path, twin: Path) -> None:
+    """GPTQ's layout for every matrix of attention and MLP: found, named, and a packed twin is not accused."""
+    for seed, verdict in ((0, "related"), (1, "no-evidence")):
+        tensors = {}
+        for k, v in llama(seed).items():
+            tensors |= packed(k, v) if "proj" in k else {k: v}
+        found = trace(write(tmp_path / f"packed-{seed}", tensors, CONFIG), base)[0]
+        assert found.verdict == verdict
+        if verdict == "related":
+            assert found.relations == ["quantized"]
+            assert found.direction == "suspect from base"
+
+
+def packed(name: str, v: np.ndarray, group: int = 16) -> dict[str, np.ndarray]:
+    """(out, in) in four bits: eight inputs in an int32, zero points in the middle, stored less one."""
+    stem, x = name.removesuffix(".weight"), v.T.reshape(-1, group, len(v))
+    scales = np.abs(x).max(1) / 7
+    q = np.clip(np.round(x / scales[:, None]) + 8, 0, 15).reshape(-1, len(v)).astype(np.uint32)
+    words = np.bitwise_or.reduce(
+        q.reshape(-1, 8, len(v)) << np.arange(0, 32, 4, dtype=np.uint32)[None, :, None], axis=1
+    )
+    return {f"{stem}.qweight": words.view(np.int32), f"{stem}.qzeros": np.full((len(x), len(v) // 8), 0x77777777, np.int32),
+            f"{stem}.scales": scales.astype(np.float16)}  # fmt: skip
+
+
 def test_one_percent_of_a_second_parent_is_found_behind_the_first(tmp_path: Path, base: Path, twin: Path) -> None:
     a, b = llama(0), llama(1)
     mixed = write(tmp_path / "mixed", {k: (0.01 * a[k] + 0.99 * b[k]).astype(np.float32) for k in a}, CONFIG)
@@ -133,6 +173,18 @@ def test_laundering_is_seen_through_and_a_laundered_twin_is_not_accused(tmp_path
     assert found.aligned is not None
     assert found.aligned["mode"] == "blind"
     assert trace(washed, twin)[0].verdict == "no-evidence"
+
+
+def test_a_map_without_vocabulary_is_found_although_no_neuron_stayed_where_it_was(tmp_path: Path, base: Path) -> None:
+    """Every number moved by its own spread and a layer gone: descriptors of single neurons say nothing any more."""
+    child = {k: v for k, v in laundered(changed(llama(0), 0.7), 4).items() if "layers.1." not in k}
+    found = trace(
+        write(tmp_path / "washed", {k.replace("layers.2.", "layers.1."): v for k, v in child.items()}, CONFIG), base
+    )[0]
+    assert found.verdict == "related"
+    assert found.aligned is not None
+    assert found.aligned["mode"] == "blind"
+    assert [r["base_layer"] for r in found.layer_map] == [0, 2]
 
 
 def test_layers_are_followed_where_they_went(tmp_path: Path, base: Path) -> None:

@@ -23,6 +23,7 @@ MOST_TOKENS = 4096
 WORK = 4e11  # multiplications spent on one screening of all pairs of layers
 PROJECTED = 384  # widths beyond are projected to this many coordinates for screening
 FEW = 128  # neurons of a block of the smallest models that the table was made with
+FEWEST_BLOCKS = 3  # that a mean is taken over
 LOCKED = 0.25  # share of neurons from which no other map is tried
 REFINED = 0.8  # and from which the blind map is not refined
 
@@ -129,11 +130,15 @@ def judge(
     mode: str, scores: np.ndarray, rotation: np.ndarray | None, fitted_on: tuple[int, int] | None = None
 ) -> Alignment:
     """Statistics of a matrix of scores. The best of many blocks is larger by chance: each fourfold of the blocks that the
-    table was made with (four a model) costs one neuron, for about so fall the tails of the counts."""
+    table was made with (four a model) costs one neuron, for about so fall the tails of the counts. A mean over few blocks
+    varies more: the missing ones count as blocks without agreement."""
     rows = scores[~np.isnan(scores).any(1)]
     best = rows.max(1) if rows.size else np.zeros(1)
     many, all_pairs = (float(np.log(max(n, 1.0)) / np.log(4) / FEW) for n in (scores.shape[1] / 4, scores.size / 16))
-    mean, top = max(0.0, float(best.mean()) - many), max(0.0, float(best.max()) - all_pairs)
+    mean, top = (
+        max(0.0, float(best.sum() / max(len(best), FEWEST_BLOCKS)) - many),
+        max(0.0, float(best.max()) - all_pairs),
+    )
     return Alignment(mode, scores, mean, top, rotation, fitted_on=fitted_on)
 
 

@@ -84,7 +84,18 @@ def chain(tensors: Sequence[Seen]) -> list[Link]:
     starts = [(i, turned) for i, s in enumerate(seen) if s.name not in loops for turned in _ways(s)]
     starts.sort(key=lambda x: (seen[x[0]].shape[0 if x[1] else 1] in made, x[1], x[0]))
     found = [_walk(seen, gates, loops, i, turned) for i, turned in starts[:STARTS]]
-    best = max(found, key=lambda x: (len(x), x[0].inner * closed(x), -sum(link.turned for link in x)), default=[])
+    flat = {
+        s.name for s in seen if len(s.shape) == 2
+    }  # plain layers are seldom turned, generators' convolutions always
+    best = max(
+        found,
+        key=lambda x: (
+            len(x),
+            x[0].inner * closed(x),
+            -sum(link.turned * (3 if link.name in flat else 1) for link in x),
+        ),
+        default=[],
+    )
     return best if len(best) >= 2 else []
 
 
