@@ -365,6 +365,9 @@ def _seconds(text: str) -> float:
         value = -1.0
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"expected seconds, over 0. Received: {text[:40]}")
+    return value
+
+
 def _bytes(text: str) -> int:
     """`100MB`, `90MiB`, `120000000`: a size."""
     units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -472,7 +475,8 @@ _verb("export", "write a package for other programs: its model in their format, 
       export_verb, "crab export runs/demo/package --to gguf --type Q8_0 --out demo-gguf", MODEL,
       _arg("--to", required=True, metavar="TARGET", help="safetensors, gguf, onnx or openvino (the model, loaded back and compared); "
            "modelfile (Ollama), docker or k8s (files that run `crab serve`)"),
-      _arg("--type", metavar="TYPE", help="of the weights: gguf Q8_0, F16, …; onnx f32, int8; openvino f16, f32, int8; modelfile: which of the package's GGUF files"),
+      _arg("--type", metavar="TYPE", help="of the weights: gguf Q8_0, F16, …; onnx f32, int8; openvino f16, f32, int8; "
+           "modelfile: which of the package's GGUF files"),
       _arg("--sign", type=Path, metavar="PEM", help="private key to sign the exported model with (default: the one of `crab keygen`)"),
       _arg("--out", type=Path, required=True, metavar="FOLDER", help="where to"),
       _arg("--image", metavar="NAME:TAG", help="the server's image (docker, k8s; default: hermitcrab:VERSION)"),
