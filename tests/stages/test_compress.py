@@ -210,6 +210,19 @@ def test_only_what_asks_for_it_makes_it_again(here: Path) -> None:
     assert rows["compress"]["needs"]["disk"] > 0
 
 
+def test_a_target_that_is_not_shown_to_be_met_stops_the_run(here: Path) -> None:
+    """24 rows cannot show a loss of half a percent at most, whatever the file."""
+    strict = run("compress.gguf=[F32]", "compress.target={max_loss: 1e-9}")
+    strict.execute()  # the same answers to the digit: the interval is a point
+    entry = strict.artifacts["compress"].read("compression.json")[0]
+    assert (entry["parity"]["margin"], entry["parity"]["within_margin"]) == (1e-9, True)
+    forget(run())
+    with pytest.raises(
+        HermitcrabError, match=r"compress\.target: gguf Q2_K is not shown to lose at most 1e-09 of accuracy"
+    ):
+        run("compress.gguf=[Q2_K]", "compress.target={max_loss: 1e-9, max_kl: 100}").execute()
+
+
 # What it refuses
 
 

@@ -140,10 +140,10 @@ class Openvino:
         nncf.set_log_level(40)
         with _quietly():
             rounded = nncf.compress_weights(model, **options)
-        for op in rounded.get_ops():  # names that count what this process did before
-            name = op.get_friendly_name()
+        for place, op in enumerate(rounded.get_ordered_ops()):
+            name = op.get_friendly_name()  # may count what this process did before
             if name not in known and re.fullmatch(r"[A-Za-z]+_\d+", name):
-                op.set_friendly_name(f"{op.input_value(0).get_node().get_friendly_name()}/{op.get_type_name().lower()}")
+                op.set_friendly_name(f"added/{op.get_type_name().lower()}/{place}")
         ov.save_model(rounded, target / MODEL, compress_to_fp16=False)
         return {**told, "tool": f"nncf {nncf.__version__}"}
 
