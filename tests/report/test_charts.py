@@ -89,7 +89,7 @@ def test_smaller_forms_are_drawn_by_size_and_loss_and_told_in_words():
             "low": low,
             "high": high,
             "margin": 0.01,
-            "within_margin": low >= -0.01,
+            "within_margin": (low or 0) >= -0.01,
         }
         return {"format": "gguf", "type": kind, "size": size, "size_of_model": 200e6, "parity": parity, "speed": speed}
 
