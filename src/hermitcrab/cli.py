@@ -130,12 +130,8 @@ def compare_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.report.terminal import render_comparison
     from hermitcrab.store import Store
 
-    columns = dict(column.partition("=")[::2] for column in args.column)
-    if wrong := next((word for word in args.column if "=" not in word), None):
-        raise UsageError(f"--column {wrong}: expected WANTED=COLUMN, such as prompt=question")
-    choices = [choice.strip() for choice in args.choices.split(",")] if args.choices else []
-    how = How(choices=choices, columns=columns, format=args.format, type=args.type, labels=args.labels, metrics=args.metric,
-              rows=args.rows, max_new_tokens=args.max_new_tokens, key=args.key, base_key=args.base_key,
+    how = How(choices=_listed(args.choices), columns=_columns(args.column), format=args.format, type=args.type, labels=args.labels,
+              metrics=args.metric, rows=args.rows, max_new_tokens=args.max_new_tokens, key=args.key, base_key=args.base_key,
               unverified=args.unverified)  # fmt: skip
     told = compare_models(args.base, args.derived, args.on, Store(args.store), how)
     if args.report is not None:
@@ -143,6 +139,16 @@ def compare_verb(args: argparse.Namespace) -> Answer:
 
         write_comparison(told, args.report)
     return told, lambda: render_comparison(told), 0
+
+
+def _columns(given: Sequence[str]) -> dict[str, str]:
+    if wrong := next((word for word in given if "=" not in word), None):
+        raise UsageError(f"--column {wrong}: expected WANTED=COLUMN, such as prompt=question")
+    return dict(column.partition("=")[::2] for column in given)
+
+
+def _listed(text: str | None) -> list[str]:
+    return [word.strip() for word in text.split(",")] if text else []
 
 
 def serve_verb(args: argparse.Namespace) -> Answer:
@@ -175,6 +181,23 @@ def export_verb(args: argparse.Namespace) -> Answer:
     told = export(args.model, args.to, args.out, Store(args.store), key=args.key, unverified=args.unverified,
                   options=options)  # fmt: skip
     return told, lambda: render_export(told), 0
+
+
+def compress_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.comparing import How
+    from hermitcrab.compressing import Asked, Budget, compress
+    from hermitcrab.report.terminal import render_compression
+    from hermitcrab.store import Store
+
+    how = How(choices=_listed(args.choices), columns=_columns(args.column), format=args.format, type=args.type, labels=args.labels,
+              metrics=args.metric, rows=args.rows, max_new_tokens=args.max_new_tokens, key=args.key,
+              unverified=args.unverified)  # fmt: skip
+    forms = {name: _listed(getattr(args, name)) for name in ("gguf", "openvino", "onnx")}
+    budget = Budget(args.max_size, args.max_loss, args.min_speed)
+    told = compress(
+        args.model, args.out, Store(args.store), Asked(forms, args.on, budget, args.suggest, how, args.sign)
+    )
+    return told, lambda: render_compression(told), 0 if told["written"] else 1
 
 
 def keygen_verb(args: argparse.Namespace) -> Answer:
@@ -299,6 +322,27 @@ def _level(text: str) -> float:
     return value
 
 
+def _bytes(text: str) -> int:
+    """`100MB`, `90MiB`, `120000000`: a size."""
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+    unit = text[len(digits) :].strip().upper()
+    try:
+        return max(1, int(float(digits) * units[unit]))
+    except (ValueError, KeyError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"expected a size, such as 100MB. Received: {text[:40]}") from error
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e12:
+        raise argparse.ArgumentTypeError(f"expected a number above 0. Received: {text[:40]}")
+    return value
+
+
 RECIPE = _arg("recipe", help="a recipe (YAML)")
 OVERRIDES = _arg("overrides", nargs="*", metavar="key=value", help="set a key of the recipe, such as train.epochs=2")
 STORE = _arg("--store", default=".crab/store", metavar="FOLDER", help="where artifacts live (default: .crab/store)")
@@ -309,6 +353,18 @@ SIGNER = _arg(
     "--key", type=Path, metavar="PEM", help="public key of the signer; without it the signer is not authenticated"
 )
 UNVERIFIED = _arg("--unverified", action="store_true", help="use what is no package, or one that does not verify")
+
+ON_ROWS = [
+    _arg("--type", default="auto", help="what the file is, as in a recipe (default: by its ending); idx: images, with --labels"),
+    _arg("--labels", metavar="FILE", help="of images of type idx: the file of their labels"),
+    _arg("--format", default="prompt-completion", help="what a row of the file is: text, prompt-completion, messages, image-label"),
+    _arg("--column", action="append", default=[], metavar="WANTED=COLUMN",
+         help="a column of the file, or a text with {column} in it (may be given again)"),
+    _arg("--choices", metavar="A,B,…", help="answers to choose from (default: those that a package records; none: generated)"),
+    _arg("--metric", action="append", default=[], metavar="NAME", help="what is measured; the first decides (may be given again)"),
+    _arg("--rows", type=_count, metavar="N", help="ask only so many rows (default: all)"),
+    _arg("--max-new-tokens", type=_count, default=64, metavar="N", help="the longest generated answer (default: 64)"),
+]  # fmt: skip
 
 _verb("init", "write a starter recipe and a few rows, which run as they are", init_verb,
       "crab init text-generation my-project",
@@ -340,15 +396,7 @@ _verb("compare", "ask two models the same rows: differences with paired interval
       _arg("base", help="what is compared with: a package's folder, a run's name or folder, or a reference to a model"),
       _arg("derived", help="the model in question, named in the same ways; differences are this minus the base"),
       _arg("--on", required=True, metavar="ROWS", help="a file of rows (CSV, JSONL, Parquet, text, …), or run:NAME/prepare: its test rows"),
-      _arg("--type", default="auto", help="what the file is, as in a recipe (default: by its ending); idx: images, with --labels"),
-      _arg("--labels", metavar="FILE", help="of images of type idx: the file of their labels"),
-      _arg("--format", default="prompt-completion", help="what a row of the file is: text, prompt-completion, messages, image-label"),
-      _arg("--column", action="append", default=[], metavar="WANTED=COLUMN",
-           help="a column of the file, or a text with {column} in it (may be given again)"),
-      _arg("--choices", metavar="A,B,…", help="answers to choose from (default: those that a package records; none: generated)"),
-      _arg("--metric", action="append", default=[], metavar="NAME", help="what is measured; the first decides (may be given again)"),
-      _arg("--rows", type=_count, metavar="N", help="ask only so many rows (default: all)"),
-      _arg("--max-new-tokens", type=_count, default=64, metavar="N", help="the longest generated answer (default: 64)"),
+      *ON_ROWS,
       _arg("--report", type=Path, metavar="HTML", help="also write a page"),
       _arg("--base-key", type=Path, metavar="PEM", help="public key of the signer of the base, where that is a package"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
@@ -371,6 +419,20 @@ _verb("export", "write a package for other programs: its model in their format, 
       _arg("--autoscale", type=_count, metavar="N", help="up to so many servers by load (k8s; default: as --replicas says)"),
       _arg("--secret", metavar="NAME", help="the secret that holds the API key under `api-key` (k8s)"),
       _arg("--volume", metavar="NAME", help="the volume claim that holds the package (k8s; default: by its name)"),
+      SIGNER, UNVERIFIED, STORE)  # fmt: skip
+_verb("compress", "make smaller forms of a finished package or run, measure what each lost, and suggest one by a budget",
+      compress_verb, "crab compress runs/demo --gguf Q8_0,Q4_0 --openvino int4 --suggest --max-size 100MB --max-loss 0.02 --out small",
+      MODEL,
+      _arg("--gguf", metavar="TYPES", help="such as Q8_0,Q4_0,Q4_0-calibrated"),
+      _arg("--openvino", metavar="TYPES", help="f16, int8, int4, int4-calibrated"),
+      _arg("--onnx", metavar="TYPES", help="f32, int8, int8-static"),
+      _arg("--on", metavar="ROWS", help="a file of rows to measure on, or run:NAME/prepare (default: the run's own test rows)"),
+      _arg("--out", type=Path, required=True, metavar="FOLDER", help="a new folder; each form becomes a folder in it"),
+      _arg("--suggest", action="store_true", help="write only the form that the budget picks"),
+      _arg("--max-size", type=_bytes, metavar="SIZE", help="of its files, such as 100MB"),
+      _arg("--max-loss", type=_positive, metavar="X", help="of the deciding metric: the whole paired interval has to lie within it"),
+      _arg("--min-speed", type=_positive, metavar="N", help="tokens (images, …) a second on this machine"),
+      *ON_ROWS, _arg("--sign", type=Path, metavar="PEM", help="private key to sign the results with (default: the one of `crab keygen`)"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
 ALPHA = _arg("--alpha", type=_level, default=1e-6, metavar="LEVEL", help="level of the exact tests (default: 1e-6)")
 _verb("trace", "does SUSPECT descend from BASE? An answer from the weights alone, with a p-value", trace_verb,

@@ -58,7 +58,8 @@ class Calibrated:
 
         if theirs not in self.held:
             names = list(self.matrices)
-            wanted, size = [], 0
+            wanted: list[str] = []
+            size = 0
             for name in names[names.index(theirs) :]:
                 size += 8 * self.export.weights.info(self.export.names[name]).shape[-1] ** 2
                 if wanted and size > MEMORY:

@@ -98,7 +98,7 @@ def pack(levels_RC: np.ndarray, scale: np.ndarray, least: np.ndarray, dtype: str
     """The bytes of the blocks, uint8 [R, bytes of a row], as ggml lays them out (ggml-common.h, `block_q4_0` and its kin)."""
     R, C = levels_RC.shape
     levels = levels_RC.reshape(R, C // BLOCK, BLOCK)
-    parts = [scale[..., None].view(np.uint8)]
+    parts: list[np.ndarray] = [scale[..., None].view(np.uint8)]
     if dtype == "Q8_0":
         return np.concatenate([*parts, levels.astype(np.int8).view(np.uint8)], -1).reshape(R, -1)
     if dtype.endswith("_1"):

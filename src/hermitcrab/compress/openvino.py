@@ -123,7 +123,8 @@ class Openvino:
 
         model = ov.Core().read_model(half / MODEL)
         known = {op.get_friendly_name() for op in model.get_ops()}
-        modes, told = nncf.CompressWeightsMode, {"rounding": "nearest"}
+        modes = nncf.CompressWeightsMode
+        told: dict[str, Any] = {"rounding": "nearest"}
         options: dict[str, Any] = {"mode": modes.INT8_ASYM}
         if kind != "int8":
             options = {"mode": modes.INT4_SYM, "group_size": GROUP, "ratio": 1.0, "all_layers": False}

@@ -32,11 +32,12 @@ class Compression:
 
     Args:
         work: what a killed compression continues from. `payload`: where the finished files go.
+        strict: stop where the recipe's target is not met; else it is told.
     """
 
-    def __init__(self, source: Source, reference: Reference, work: Path, payload: Path):
+    def __init__(self, source: Source, reference: Reference, work: Path, payload: Path, strict: bool = True):
         self.source, self.work, self.payload = source, work, payload
-        self.parity = Parity(source, reference, work)
+        self.parity = Parity(source, reference, work, strict)
         self.entries: list[dict[str, Any]] = []
         self.ledgers: list[dict[str, Any]] = []
         self.tensors: dict[str, Any] = {}

@@ -87,6 +87,41 @@ def curve(found: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any] | No
     }
 
 
+def sizes(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Smaller forms by size (across) and loss of the deciding metric (up, with its interval); the bigger a point, the faster.
+
+    Loss counts what got worse, so up is always worse. None where no form has a known interval.
+    """
+    from hermitcrab.evaluate.metrics import LOWER_IS_BETTER
+
+    known = [e for e in entries if e["parity"]["low"] is not None and e["parity"]["high"] is not None]
+    if not known:
+        return None
+    sign = 1 if known[0]["parity"]["metric"] in LOWER_IS_BETTER else -1
+    whole = max(e["size_of_model"] for e in known)
+    losses = [sorted(sign * e["parity"][end] for end in ("low", "high")) for e in known]
+    margin = min(e["parity"]["margin"] for e in known)
+    low, high = min(0.0, *(at[0] for at in losses)), max(margin, *(at[1] for at in losses))
+    across, up = Scale(0, whole / 1e6, margin=3), Scale(low, high, margin=6)
+    speeds = [e["speed"]["per_cpu_second"] if e.get("speed") else None for e in known]
+    fastest = max((s for s in speeds if s), default=None)
+    return {
+        "points": [
+            {
+                "name": f"{e['format']} {e['type']}", "number": number,
+                "told": f"{e['format']} {e['type']} {e['size'] / 1e6:,.0f} MB loses {sign * e['parity']['difference']:+.4f} "
+                f"({at[0]:+.4f} to {at[1]:+.4f})", "x": across(e["size"] / 1e6),
+                "y": 100 - up(sign * e["parity"]["difference"]), "line": (100 - up(at[1]), 100 - up(at[0])),
+                "within": e["parity"]["within_margin"], "wide": round(8 + 10 * (s / fastest), 1) if s and fastest else 8.0,
+            }
+            for number, (e, at, s) in enumerate(zip(known, losses, speeds, strict=True), 1)
+        ],
+        "zero": 100 - up(0.0), "margin": 100 - up(margin), "stated": f"{margin:g}", "metric": known[0]["parity"]["metric"],
+        "whole": across(whole / 1e6), "across": [(across(at), f"{label} MB") for at, label in ticks(0, whole / 1e6, 5)],
+        "up": [(100 - up(at), f"{'+' if at > 0 else ''}{label}" if at else "0") for at, label in ticks(low, high, 5)],
+    }  # fmt: skip
+
+
 def sparkline(values: Sequence[float], width: int = 32) -> str:
     """A curve in one line of text; empty for fewer than two values."""
     if len(values) < 2:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hermitcrab.digest import short
 from hermitcrab.report import words
-from hermitcrab.report.charts import curve
+from hermitcrab.report.charts import curve, sizes
 from hermitcrab.report.summary import energy, initial_weights, summary, trained, verify
 from hermitcrab.report.value import value
 from hermitcrab.store import write_atomic
@@ -63,6 +63,7 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
         "searched": searched(facts["trials"]) if facts["trials"] else None,
         "added": added_rows(added, facts["plan"]) if added else [],
         "compressed": [compressed_row(entry) for entry in facts["compressed"]],
+        "sizes": sizes(facts["compressed"]),
         "ledger": [
             [e["name"], e["stage"], f"{e['taken']:,}", f"{e['kept']:,}", words.reasons(e["dropped"]), words.kept_but(e)]
             for e in facts["ledger"]

@@ -107,6 +107,23 @@ def _compressed(entries: Sequence[Mapping[str, Any]]) -> str:
                   rows, right=(1, 5, 6, 7))  # fmt: skip
 
 
+def render_compression(told: Mapping[str, Any]) -> str:
+    """Every form that was measured, what spoke against it, and which one is suggested."""
+    entries, base = told["candidates"], told["uncompressed"]
+    head = (
+        f"{told['model']}: {words.size(base['size'])}, {words.pace(base)}; {told['metric']} on {told['on']['rows']:,} "
+        f"rows of {told['on']['uri']}"
+    )
+    lines = [head, _compressed(entries)]
+    lines += [f"rejected  {e['format']} {e['type']}: {'; '.join(e['rejected'])}" for e in entries if e["rejected"]]
+    lines.append(f"suggested  {told['suggested'] or 'none: nothing is within the budget'}")
+    if told["written"]:
+        lines.append(
+            f"wrote  {', '.join(told['written'])} in {told['folder']}; next: crab verify {told['folder']}/{told['written'][0]}"
+        )
+    return words.plain("\n".join(lines))
+
+
 def _classes(found: Mapping[str, Any] | None) -> list[str]:
     """The confusion matrix, or where it has too many labels its largest entries; and the figures by class."""
     if not found:
