@@ -279,6 +279,22 @@ def render_export(told: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"note: {words.plain(note)}" for note in told["notes"])])
 
 
+def render_push(told: Mapping[str, Any]) -> str:
+    """What went out, file by file, and where it now stands."""
+    would, where = "would send" if told["dry_run"] else "sent", f"{told['to']}:{told['repository']}"
+    lines = [f"{would}  {words.plain(path)}" for path in told["sent"]]
+    lines += [f"had   {words.plain(path)} (from an earlier try)" for path in told["skipped"]]
+    lines += [f"{'would remove' if told['dry_run'] else 'removed'}  {words.plain(path)}" for path in told["removed"]]
+    lines.append(
+        f"{where}: {len(told['sent']):,} files {would} ({told['bytes_sent'] / 1e6:,.1f} MB), {len(told['skipped']):,} had arrived "
+        f"before ({told['bytes_skipped'] / 1e6:,.1f} MB), {len(told['unchanged']):,} unchanged"
+    )
+    if told["commit"]:
+        audience = "private" if told["private"] else "public"
+        lines.append(f"{where}@{told['commit']}: {audience}; every digest was read back and is as it was sent")
+    return "\n".join(lines)
+
+
 def render_doctor(found: Mapping[str, Any]) -> str:
     rows = [
         ("system", f"{found['platform']}, Python {found['python']}"),
