@@ -68,6 +68,7 @@ LARGEST_ORIGIN = 1 << 16  # bytes
 
 class Openvino:
     format = "openvino"
+    runtime = "openvino-genai"
 
     @classmethod
     def check(cls, part: Compress, base: dict[str, Any], path: Path) -> None:
