@@ -475,8 +475,8 @@ _verb("export", "write a package for other programs: its model in their format, 
       export_verb, "crab export runs/demo/package --to gguf --type Q8_0 --out demo-gguf", MODEL,
       _arg("--to", required=True, metavar="TARGET", help="safetensors, gguf, onnx or openvino (the model, loaded back and compared); "
            "modelfile (Ollama), docker or k8s (files that run `crab serve`)"),
-      _arg("--type", metavar="TYPE", help="of the weights: gguf Q8_0, F16, …; onnx f32, int8; openvino f16, f32, int8; "
-           "modelfile: which of the package's GGUF files"),
+      _arg("--type", metavar="TYPE", help="of the weights (gguf Q8_0, F16, …; onnx f32, int8; openvino f16, f32, int8, int4); of "
+           "modelfile, which of the package's GGUF files (default: the largest)"),
       _arg("--sign", type=Path, metavar="PEM", help="private key to sign the exported model with (default: the one of `crab keygen`)"),
       _arg("--out", type=Path, required=True, metavar="FOLDER", help="where to"),
       _arg("--image", metavar="NAME:TAG", help="the server's image (docker, k8s; default: hermitcrab:VERSION)"),

@@ -99,11 +99,12 @@ def _compressed(entries: Sequence[Mapping[str, Any]]) -> str:
         limits = words.signed_interval(parity["low"], parity["high"])
         rows.append([
             f"{entry['format']} {entry['type']}", words.size(entry["size"]), f"{words.signed(parity['difference'])}  ({limits})",
-            words.margin(parity), words.turned(parity), words.number(parity.get("mean_kl")),
+            "yes" if parity["within_margin"] else "not shown", words.turned(parity), words.number(parity.get("mean_kl")),
             words.percent(parity.get("top1_agreement")), words.pace(entry.get("speed")),
         ])  # fmt: skip
     name = entries[0]["parity"]["metric"]
-    return _table(["compressed", "size", f"{name}, minus uncompressed", "margin", "answers changed", "mean KL", "same token", "speed"],
+    margin = entries[0]["parity"]["margin"]
+    return _table(["compressed", "size", f"{name}, minus uncompressed", f"within {margin:g}", "changed", "mean KL", "same token", "speed"],
                   rows, right=(1, 5, 6, 7))  # fmt: skip
 
 
