@@ -145,7 +145,7 @@ def choose_encoder(folder: Path, threads: int = 0) -> tuple[Spec, str]:
 
 
 def choose_predictor(opened: Opened, threads: int = 0) -> tuple[Any, str]:
-    """What answers for a model of a task other than text, by the package's ONNX file and without torch; None where it has none that is tied.
+    """What answers for a model of a task other than text, by its ONNX file and without torch; None where none is tied.
 
     Raises:
         HermitcrabError: the file is not the recorded one, or no library is installed that reads it.
