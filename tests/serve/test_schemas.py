@@ -15,7 +15,7 @@ from tiny import write_model
 
 from hermitcrab.models.to_gguf import Export
 
-LIBRARIES = {"openvino-genai": "openvino_genai", "llama.cpp": "xllamacpp"}
+LIBRARIES = {"openvino-genai": "openvino_genai", "llama.cpp": "xllamacpp", "transformers": "llguidance"}
 ARGUMENTS = {
     "type": "object",
     "properties": {"city": {"enum": ["Rome", "Oslo"]}, "hot": {"type": "boolean"}},
@@ -50,7 +50,8 @@ def gguf(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", params=list(LIBRARIES))
 def server(request, gguf: Path):
     pytest.importorskip(LIBRARIES[request.param])
-    made = serve(gguf.parent, gguf.name, "--unverified", "--engine", request.param, "--slots", "2", "--threads", "1")
+    model = "model" if request.param == "transformers" else gguf.name
+    made = serve(gguf.parent, model, "--unverified", "--engine", request.param, "--slots", "2", "--threads", "1")
     assert made.models[0]["engine"] == request.param
     yield made
     assert made.stop() == 0

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hermitcrab.digest import digest_json
+from hermitcrab.digest import describe_files, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.models import ggml
 from hermitcrab.models.formats import open_weights
 from hermitcrab.models.tokenizer import read_json_file, read_tokenizer
-from hermitcrab.serve.engine import Spec
+from hermitcrab.serve.engine import Spec, check_files
 from hermitcrab.serve.engines import ENGINES
 from hermitcrab.serve.opening import RECORD, Opened
+from hermitcrab.tasks import load_task
 
 # Engine → what it can load, the best first; the library that must be there, and the extra that brings it.
 LOADS = {
@@ -37,6 +38,7 @@ OPENVINO_READS = {
     "Q4_0",
     "Q4_1",
 }  # types of matrices in a GGUF file, of those that `compress` writes; tried one by one
+FAST_ONNX = "`compress: {onnx: [...]}` in its recipe makes one"
 FAST = "`compress: {gguf: [Q8_0]}` in its recipe makes it fast"
 
 
@@ -120,6 +122,46 @@ def _match(model: str, found: list[Form], engine: str | None, typed: bool, setti
     return "transformers", form, f"transformers, the reference engine, for there is no compressed file to serve; {FAST}"
 
 
+def choose_encoder(folder: Path, threads: int = 0) -> tuple[Spec, str]:
+    """What makes vectors of texts with the encoder in a folder: its ONNX file where there is one, else torch on its safetensors.
+
+    Raises:
+        HermitcrabError: it has neither, or the library is not installed.
+    """
+    found = [path for name in ("model.onnx", "onnx/model.onnx") if (path := folder / name).is_file()]
+    if found:
+        files = describe_files(found[0].parent, [found[0].name])
+        spec = Spec("onnx", str(found[0]), files[0]["sha256"], files, tokenizer=str(folder), threads=threads)
+        return spec, f"onnx on {found[0].name}, which needs no torch"
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names or not (folder / "config.json").is_file():
+        raise HermitcrabError(f"{folder}: expected model.onnx, or config.json and safetensors of an encoder")
+    _installed("transformers")
+    files = describe_files(folder, [*names, "config.json"])
+    spec = Spec(
+        "torch", str(folder), digest_json(files), files, tokenizer=str(folder), precision="float32", threads=threads
+    )
+    return spec, "torch, the reference, for there is no ONNX file"
+
+
+def choose_predictor(opened: Opened, threads: int = 0) -> tuple[Any, str]:
+    """What answers for a model of a task other than text, by its ONNX file and without torch; None where none is tied.
+
+    Raises:
+        HermitcrabError: the file is not the recorded one, or no library is installed that reads it.
+    """
+    form = _best([form for form in forms(opened) if form.format == "onnx"], False)
+    if form is None or not hasattr(load_task(opened.task), "answer_by"):
+        return None, f"torch, the reference, for there is no ONNX file to serve; {FAST_ONNX}"
+    from hermitcrab.serve.engines.onnx import OnnxPredictor
+
+    spec = Spec("onnx", str(form.path), form.digest, form.files, threads=threads)
+    check_files(spec)
+    made = OnnxPredictor(opened.task, opened.start.fitted, form.path, spec.cores)
+    made.digest = form.digest
+    return made, f"{made.name} on onnx {form.type}, which needs no torch"
+
+
 def forms(opened: Opened) -> list[Form]:
     """What there is of a model, as its record says."""
     path, base = opened.path, opened.base
@@ -136,7 +178,7 @@ def forms(opened: Opened) -> list[Form]:
         root = place.parent
         inside = [{**f, "path": (path / f["path"]).relative_to(root).as_posix()} for f in files]
         found.append(
-            Form(entry["format"], entry["type"], place if entry["format"] == "gguf" else root, inside, tied(entry))
+            Form(entry["format"], entry["type"], root if entry["format"] == "openvino" else place, inside, tied(entry))
         )
     return found
 

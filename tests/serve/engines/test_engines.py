@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from engine_specs import Running, gguf_spec, running
+from engine_specs import Running, gguf_spec, running, spec_of
 
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.serve.engine import Options
@@ -87,13 +87,14 @@ def test_an_end_is_told_with_its_token_and_only_where_it_is_one(gguf: Path, refe
         assert short.finish == ("length" if first else "stop")
 
 
-@pytest.mark.parametrize("engine", ["openvino-genai", "llama.cpp"])
+@pytest.mark.parametrize("engine", ["openvino-genai", "llama.cpp", "transformers"])
 def test_an_answer_satisfies_its_schema(engine: str, gguf: Path, model: Path) -> None:
     from tokenizers import Tokenizer
 
     text = Tokenizer.from_file(str(model / "tokenizer.json"))
     ended = 0
-    with running(gguf_spec(gguf, engine, ends=[2])) as asked:
+    spec = spec_of(model, ends=[2]) if engine == "transformers" else gguf_spec(gguf, engine, ends=[2])
+    with running(spec) as asked:
         options = [Options(180, temperature=0.7, seed=seed, schema=json.dumps(CHOICE)) for seed in range(6)]
         for made in asked.ask(*((PROMPTS[n], o) for n, o in enumerate(options))):
             assert made.error is None

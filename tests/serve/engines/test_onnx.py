@@ -20,9 +20,13 @@ from tiny import stripes, write_tokenizer
 from hermitcrab.data.images import encode_png
 from hermitcrab.digest import describe_files
 from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.recipe import Train
+from hermitcrab.serve.choosing import choose_encoder, choose_predictor
 from hermitcrab.serve.engine import Spec
 from hermitcrab.serve.engines.embedding import OnnxEncoder, Pooling, TorchEncoder
 from hermitcrab.serve.engines.onnx import OnnxPredictor, Session, pick, quantizes
+from hermitcrab.serve.opening import Opened
+from hermitcrab.tasks import Asking, Start, make_task
 
 ROWS = [[1, 20, 30, 2], [1, 40, 2], [1, *range(50, 90), 2], [1, 5, 6, 7, 2]]
 
@@ -100,6 +104,19 @@ def test_the_worker_makes_vectors_in_a_process_of_its_own(encoder: Path) -> None
     assert np.allclose(found, TorchEncoder(spec(encoder, "torch")).embed(ROWS), atol=1e-5)
 
 
+def test_an_onnx_file_is_preferred_and_torch_is_the_reference(encoder: Path, tmp_path: Path) -> None:
+    spec, why = choose_encoder(encoder, threads=1)
+    assert (spec.engine, spec.threads) == ("onnx", 1)
+    assert "no torch" in why
+    with running(spec) as asked:
+        assert len(asked.do(asked.worker.embed(ROWS[:1]))[0]) == 32
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((encoder / name).read_bytes())
+    assert choose_encoder(tmp_path)[0].engine == "torch"
+    with pytest.raises(HermitcrabError, match=r"expected model\.onnx"):
+        choose_encoder(tmp_path / "nowhere")
+
+
 def test_pooling_is_what_the_files_say(encoder: Path, tmp_path: Path) -> None:
     states_BSD = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
     mask_BS = np.array([[1, 1, 0]])
@@ -128,9 +145,6 @@ class Classes(torch.nn.Module):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_predictions_are_those_of_the_task_on_torch(tmp_path: Path, exact: bool) -> None:
-    from hermitcrab.recipe import Train
-    from hermitcrab.tasks import Asking, Start, make_task
-
     torch.manual_seed(0)
     model = Classes().eval()
     fitted = {"labels": ["flat", "upright", "diagonal"], "image": [8, 8, 1], "mean": [0.4], "std": [0.2]}
@@ -151,6 +165,35 @@ def test_predictions_are_those_of_the_task_on_torch(tmp_path: Path, exact: bool)
     assert made.predict([]) == []
     with pytest.raises(UsageError, match="not served from an ONNX file"):
         OnnxPredictor("text-generation", {}, tmp_path / "m.onnx", 1)
+
+
+def test_a_package_with_an_onnx_file_predicts_by_it(tmp_path: Path) -> None:
+    fitted = {"labels": ["flat", "upright", "diagonal"], "image": [8, 8, 1], "mean": [0.4], "std": [0.2]}
+    (tmp_path / "onnx").mkdir()
+    torch.onnx.export(Classes().layers, (torch.zeros(2, 1, 8, 8),), tmp_path / "onnx" / "m.onnx", dynamo=True, external_data=False,
+                      verbose=False, input_names=["pixel_values"], dynamic_shapes=({0: torch.export.Dim("batch")},))  # fmt: skip
+    files = describe_files(tmp_path, ["onnx/m.onnx"])
+    entry = {
+        "format": "onnx",
+        "type": "float32",
+        "file": "onnx/m.onnx",
+        "files": files,
+        "parity": {"low": 0.0, "high": 0.0},
+    }
+    base = {"dtypes": {"F32": 1}, "files": []}
+    start = Start(base, tmp_path, None, fitted)
+    opened = Opened("small", "image-classification", start, Train(), None, [], False, 0, None)
+    (tmp_path / "hermitcrab.json").write_text(json.dumps({"compressed": []}))
+    assert choose_predictor(opened)[0] is None
+    (tmp_path / "hermitcrab.json").write_text(json.dumps({"compressed": [entry]}))
+    made, why = choose_predictor(opened, threads=1)
+    assert made.digest == files[0]["sha256"]
+    assert "no torch" in why
+    image = encode_png(stripes(1, 3)[0][0].tobytes(), 8, 8)
+    assert made.predict([("a.png", image)])[0]["prediction"] in fitted["labels"]
+    (tmp_path / "onnx" / "m.onnx").write_bytes(b"another")
+    with pytest.raises(HermitcrabError, match="is not the file that was recorded"):
+        choose_predictor(opened)
 
 
 def test_files_that_quantize_as_they_run_go_to_onnx_runtime(encoder: Path, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ class OnnxPredictor:
             raise UsageError(f"{path}: models of {task} are not served from an ONNX file")
         self.session = Session(path, threads, exact=exact)
         self.name = self.session.name
+        self.digest: str | None = None
 
     def predict(self, inputs: list[Any]) -> list[dict[str, Any]]:
         """`{input, prediction, score, …}` of each, in their order."""

@@ -1,7 +1,8 @@
 """OpenVINO GenAI's continuous batching, on token ids: from a GGUF file as it is, or from a folder in OpenVINO's own format.
 
 Notable:
-- Keys and values are kept in bfloat16; the library's default is eight bits, with which the model is not the one that was evaluated.
+- Keys and values are kept in sixteen bits; the library's default is eight, with which the model is not the one that was evaluated.
+- Quantized weights are computed with in float32: nearer to the reference than the library's bfloat16, and no slower.
 - The cache is as large as all slots at full length need, or as a quarter of the free memory allows. Where it runs out the library
   computes a row again later; a single answer that outgrows all of it is an error here, never a short answer.
 - Threads are not pinned to processors: on shared ones that is where they wait.
@@ -41,7 +42,9 @@ class OpenVINO:
         check_files(spec)
         config = configuration(Path(spec.path))
         properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": spec.cores, "ENABLE_CPU_PINNING": False}
-        properties |= EXACT if spec.settings.get("exact") else {"KV_CACHE_PRECISION": "bf16"}
+        properties |= EXACT if spec.settings.get("exact") else {"KV_CACHE_PRECISION": "f16"}
+        if quantized(Path(spec.path)):
+            properties["INFERENCE_PRECISION_HINT"] = "f32"
         self.positions = min(spec.positions or 1 << 30, config["max_position_embeddings"])
         blocks = self._blocks(config, WIDTHS[properties["KV_CACHE_PRECISION"]])
         scheduler = genai.SchedulerConfig()
@@ -141,6 +144,15 @@ class OpenVINO:
     def close(self) -> None:
         for number in list(self.running):
             self.cancel(number)
+
+
+def quantized(path: Path) -> bool:
+    """Has a GGUF file matrices of less than sixteen bits?"""
+    if path.is_dir():
+        return False
+    weights = open_weights(path)
+    kinds = {weights.info(name).dtype for name in weights.tensors if len(weights.info(name).shape) > 1}
+    return not kinds <= {"F32", "F16", "BF16"}
 
 
 def configuration(path: Path) -> dict[str, Any]:

@@ -87,8 +87,7 @@ class Loop:
 
 def main(descriptor: int) -> int:
     os.dup2(2, 1)  # what libraries print is no answer of ours
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which drains first and then ends us
-        signal.signal(number, signal.SIG_IGN)
+    _deaf()
     made = socket.socket(fileno=descriptor)
     threading.Thread(target=_watch, args=(made,), daemon=True).start()
     inbox = Inbox(made)
@@ -103,6 +102,7 @@ def main(descriptor: int) -> int:
         why = " ".join(str(error).split())[:500]
         made.sendall(encode(["failed", f"the engine cannot load the model: {type(error).__name__}: {why}"]))
         return 1
+    _deaf()  # a library may have put its own ears up
     facts = {"name": engine.name, "positions": engine.positions, "slots": engine.slots,
              "embeds": hasattr(engine, "embed")}  # fmt: skip
     made.sendall(encode(["ready", facts]))
@@ -113,6 +113,12 @@ def main(descriptor: int) -> int:
     finally:
         engine.close()
     return 0
+
+
+def _deaf() -> None:
+    """Signals are meant for the server, which drains first and then ends us."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _watch(made: socket.socket) -> None:

@@ -13,14 +13,15 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hermitcrab.errors import HermitcrabError
 from hermitcrab.models.load import load_model, quiet
 from hermitcrab.serve.engine import Logprob, Options, Piece, Spec
+from hermitcrab.serve.engines.grammar import Grammars, Rule
 from hermitcrab.tasks.answers import positions_of
 
 
@@ -30,6 +31,7 @@ class Row:
     prompt: list[int]
     options: Options
     generator: torch.Generator
+    rule: Rule | None = None
     made: list[int] = field(default_factory=list)
 
     @property
@@ -52,11 +54,14 @@ class Transformers:
         self.added: deque[Row] = deque()
         self.groups: list[Group] = []
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        return Grammars(self.spec.tokenizer, self.model.config.get_text_config().vocab_size, self.spec.ends)
+
     def add(self, number: int, prompt: list[int], options: Options) -> None:
-        if options.schema is not None:
-            raise HermitcrabError("the engine transformers has no grammars")
+        rule = None if options.schema is None else self.grammars.rule(options.schema)
         draw = torch.Generator().manual_seed(secrets.randbits(63) if options.seed is None else options.seed)
-        self.added.append(Row(number, prompt, options, draw))
+        self.added.append(Row(number, prompt, options, draw, rule))
 
     def cancel(self, number: int) -> None:
         self.added = deque(row for row in self.added if row.number != number)
@@ -97,7 +102,11 @@ class Transformers:
 
     def _draw(self, row: Row, logits_V: torch.Tensor, over: set[int]) -> Piece:
         logits_V = logits_V.float().cpu()
-        token = draw(logits_V, row.options, row.generator)
+        rule = row.rule
+        held_V = logits_V if rule is None else logits_V.masked_fill(~torch.from_numpy(rule.allowed()), -torch.inf)
+        token = draw(held_V, row.options, row.generator)
+        if rule is not None:
+            rule.take(token)
         row.made.append(token)
         probs = None if row.options.logprobs is None else [logprob(logits_V, token, row.options.logprobs)]
         ended = token in self.spec.ends
