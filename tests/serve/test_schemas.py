@@ -33,17 +33,17 @@ TOOLS = [
     },
 ]
 # The weights are random, so that nothing but the grammar leads to an answer; drawn, for greedy ones may never leave white space.
-ASKED = {"messages": [{"role": "user", "content": "the weather"}], "temperature": 1.0, "seed": 7, "max_tokens": 500}
+ASKED = {"messages": [{"role": "user", "content": "the weather"}], "temperature": 1.0, "seed": 7, "max_tokens": 6000}
 NAMED = {"type": "function", "function": {"name": "weather"}}
 
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory) -> Path:
     folder = write_model(
-        tmp_path_factory.mktemp("schemas") / "p" / "model", hidden_size=128, head_dim=32, max_position_embeddings=2048
+        tmp_path_factory.mktemp("schemas") / "p" / "model", hidden_size=128, head_dim=32, max_position_embeddings=8192
     )
     (folder / "chat_template.jinja").write_text(TOOLS_TEMPLATE, encoding="utf-8")
-    Export(folder, {"general.name": "tooled"}).write("F32", folder.parent / "tooled.gguf")
+    Export(folder, {"general.name": "tooled"}).write("F16", folder.parent / "tooled.gguf")
     return folder.parent / "tooled.gguf"
 
 
