@@ -108,9 +108,10 @@ def test_a_call_that_is_asked_for_is_made(server, choice, reason):
         told.choices[0].message.model_dump(),
         {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
     ]
-    again = ask(server, messages=history, tools=tools, max_tokens=4)
+    again = ask(server, messages=history, tools=tools, tool_choice=choice)
     assert again.usage.prompt_tokens > told.usage.prompt_tokens
-    plain = ask(server, max_tokens=4)
+    form = {"type": "json_schema", "json_schema": {"name": "weather", "schema": ARGUMENTS}}
+    plain = ask(server, response_format=form)
     assert plain.usage.prompt_tokens < told.usage.prompt_tokens  # without tools they are not in the prompt
 
 
