@@ -115,6 +115,17 @@ def test_an_answer_tells_why_it_ended(said, limit, stop, text, reason, tokens, s
     assert source.closed
 
 
+def test_an_answer_may_end_without_a_token_for_it():
+    class Ends(Says):
+        async def generate(self, prompt: list[int], options: Options) -> AsyncGenerator[Piece, None]:
+            yield Piece([ord("{")])
+            yield Piece([ord("}")], None, "stop")
+
+    answer = answer_of(Ends([]), 9, [])
+    assert asyncio.run(text_of(answer)) == "{}"
+    assert (answer.finish_reason, answer.tokens) == ("stop", 2)
+
+
 def test_leaving_an_answer_stops_the_engine():
     async def leave(source: Says) -> str:
         told = answer_of(source, 50, []).told()

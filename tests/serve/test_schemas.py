@@ -15,7 +15,7 @@ from tiny import write_model
 
 from hermitcrab.models.to_gguf import Export
 
-LIBRARIES = {"openvino-genai": "openvino_genai", "llama.cpp": "xllamacpp"}
+LIBRARIES = {"openvino-genai": "openvino_genai", "llama.cpp": "xllamacpp", "transformers": "llguidance"}
 ARGUMENTS = {
     "type": "object",
     "properties": {"city": {"enum": ["Rome", "Oslo"]}, "hot": {"type": "boolean"}},
@@ -33,24 +33,25 @@ TOOLS = [
     },
 ]
 # The weights are random, so that nothing but the grammar leads to an answer; drawn, for greedy ones may never leave white space.
-ASKED = {"messages": [{"role": "user", "content": "the weather"}], "temperature": 1.0, "seed": 7, "max_tokens": 500}
+ASKED = {"messages": [{"role": "user", "content": "the weather"}], "temperature": 1.0, "seed": 7, "max_tokens": 6000}
 NAMED = {"type": "function", "function": {"name": "weather"}}
 
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory) -> Path:
     folder = write_model(
-        tmp_path_factory.mktemp("schemas") / "p" / "model", hidden_size=128, head_dim=32, max_position_embeddings=2048
+        tmp_path_factory.mktemp("schemas") / "p" / "model", hidden_size=128, head_dim=32, max_position_embeddings=8192
     )
     (folder / "chat_template.jinja").write_text(TOOLS_TEMPLATE, encoding="utf-8")
-    Export(folder, {"general.name": "tooled"}).write("F32", folder.parent / "tooled.gguf")
+    Export(folder, {"general.name": "tooled"}).write("F16", folder.parent / "tooled.gguf")
     return folder.parent / "tooled.gguf"
 
 
 @pytest.fixture(scope="module", params=list(LIBRARIES))
 def server(request, gguf: Path):
     pytest.importorskip(LIBRARIES[request.param])
-    made = serve(gguf.parent, gguf.name, "--unverified", "--engine", request.param, "--slots", "2", "--threads", "1")
+    model = "model" if request.param == "transformers" else gguf.name
+    made = serve(gguf.parent, model, "--unverified", "--engine", request.param, "--slots", "2", "--threads", "1")
     assert made.models[0]["engine"] == request.param
     yield made
     assert made.stop() == 0
@@ -107,9 +108,10 @@ def test_a_call_that_is_asked_for_is_made(server, choice, reason):
         told.choices[0].message.model_dump(),
         {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
     ]
-    again = ask(server, messages=history, tools=tools, max_tokens=4)
+    again = ask(server, messages=history, tools=tools, tool_choice=choice)
     assert again.usage.prompt_tokens > told.usage.prompt_tokens
-    plain = ask(server, max_tokens=4)
+    form = {"type": "json_schema", "json_schema": {"name": "weather", "schema": ARGUMENTS}}
+    plain = ask(server, response_format=form)
     assert plain.usage.prompt_tokens < told.usage.prompt_tokens  # without tools they are not in the prompt
 
 

@@ -18,7 +18,18 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serve_soak.py"
 
 def test_a_thousand_streams_and_a_short_soak(tmp_path):
     out = tmp_path / "soak.json"
-    command = [sys.executable, str(SCRIPT), "--engine", "transformers", "--queue", "92", "--minutes", "0.5", "--json", str(out)]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--engine",
+        "transformers",
+        "--queue",
+        "92",
+        "--minutes",
+        "0.5",
+        "--json",
+        str(out),
+    ]
     ran = subprocess.run(command, cwd=tmp_path, env=os.environ.copy(), capture_output=True, text=True)
     told = json.loads(out.read_text()) if out.exists() else {}
     assert ran.returncode == 0, (ran.stderr[-2000:], told)

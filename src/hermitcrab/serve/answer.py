@@ -126,4 +126,6 @@ class Answer:
             made += stops.push(text.push(token))
             if stops.hit:
                 break
+        if piece.finish == "stop":  # also without a token for it, where a grammar has come to its end
+            self.finish_reason = "stop"
         return Told(made, logprobs)

@@ -7,7 +7,7 @@ from typing import Any
 
 from hermitcrab.errors import needs
 from hermitcrab.progress import progress
-from hermitcrab.serve.opening import Opened, encoder_file
+from hermitcrab.serve.opening import Opened
 from hermitcrab.tasks import Asking, load_task
 
 
@@ -33,41 +33,21 @@ class Reference:
 def predictor_of(opened: Opened, threads: int = 0) -> tuple[Any, str]:
     """What answers for a model that makes no text, and why it is that: its ONNX file where the package has one whose answers were no
     worse, the reference otherwise."""
-    from hermitcrab.serve.choosing import forms
+    from hermitcrab.serve.choosing import choose_predictor
 
-    found = [form for form in forms(opened) if form.format == "onnx" and form.tied]
-    if not found:
-        return Reference(
-            opened
-        ), "torch, the reference, for the package has no ONNX file (`compress: {onnx: [f32]}` in its recipe makes one)"
-    from hermitcrab.serve.engines.onnx import OnnxPredictor
-
-    best = max(found, key=lambda form: form.size)
-    file = best.path / best.files[0]["path"] if best.path.is_dir() else best.path
-    made = OnnxPredictor(opened.task, opened.start.fitted, file, threads)
-    made.digest = best.digest  # type: ignore[attr-defined]  # of what it reads, for every answer
-    return made, f"{made.name} on {file.name}"
+    made, why = choose_predictor(opened, threads)
+    return (Reference(opened) if made is None else made), why
 
 
-def embedder_of(opened: Opened, threads: int = 0) -> Any:
-    """What makes vectors of texts: the ONNX file of an encoder, or torch on its safetensors."""
-    from hermitcrab.serve.engine import Spec
+def embedder_of(opened: Opened, threads: int = 0) -> tuple[Any, str]:
+    """What makes vectors of texts, and why it is that: the ONNX file of an encoder, or torch on its safetensors."""
+    from hermitcrab.serve.choosing import choose_encoder
     from hermitcrab.serve.engines.embedding import OnnxEncoder, TorchEncoder
 
-    text: Any = opened.text
-    file = encoder_file(opened.path)
-    assert file is not None
-    onnx = file.suffix == ".onnx"
-    spec = Spec(
-        engine="onnx" if onnx else "transformers",
-        path=str(file if onnx else opened.path),
-        digest=opened.digest,
-        tokenizer=str(opened.path),
-        precision=opened.precision,
-        pad=text.id("pad_token") or 0,
-        threads=threads,
-    )
-    return OnnxEncoder(spec) if onnx else TorchEncoder(spec)
+    spec, why = choose_encoder(opened.path, threads)
+    made: Any = OnnxEncoder(spec) if spec.engine == "onnx" else TorchEncoder(spec)
+    made.digest = spec.digest  # of what it reads, for every answer
+    return made, why
 
 
 def predict(opened: Opened, words: Sequence[str], column: str, max_new_tokens: int) -> list[dict[str, Any]]:

@@ -74,8 +74,8 @@ class Setup:
         if opened.task == VECTORS:
             from hermitcrab.serve.predict import embedder_of
 
-            embedder = embedder_of(opened, self.threads)
-            say(f"{opened.name}: vectors by {embedder.name}")
+            embedder, why = embedder_of(opened, self.threads)
+            say(f"{opened.name}: {why}")
             return None, embedder
         if opened.encoder is None:
             from hermitcrab.serve.predict import predictor_of

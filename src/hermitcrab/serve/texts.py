@@ -370,9 +370,10 @@ class Reply(Response):
 
 
 def _decoder(request: Prompted) -> Callable[[list[int]], str]:
-    """Ids to text; where tools are called, special tokens too: a template may write calls with them."""
+    """Ids to text; where the model may call tools, special tokens too: a template may write calls with them. Not where a schema
+    forces a call: its opening is known, and an engine may end it by a special token of its own."""
     encoder: Any = request.tenancy.opened.encoder
-    if request.tools is None:
+    if request.tools is None or request.tools.schema is not None:
         return encoder.decode
     text: Any = request.tenancy.opened.text
     return lambda ids: text.decode(ids, special=True)
