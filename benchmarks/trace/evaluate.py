@@ -23,6 +23,7 @@ import numpy as np
 import surgery as cut
 import torch
 from families import FAMILIES, PLAIN, Family
+from train import with_adapters
 
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import set_quiet
@@ -294,12 +295,13 @@ def _case(
     truth: dict,
     base: Path,
     other: Path,
+    tokenizer: Path | None = None,
 ) -> None:
     key = f"{name} {k} {what}"
     if key in rows.done:
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = cut.write(Path(temporary) / "suspect", made, p, base / "tokenizer.json")
+        folder = cut.write(Path(temporary) / "suspect", made, p, tokenizer or base / "tokenizer.json")
         _record(rows, key, name, group, what, truth, folder, [base, other] if "weight" in truth else [base])
 
 
@@ -313,8 +315,9 @@ def _trained(rows: Rows, zoo: Path, name: str, f: Family, k: int, base: Path, ot
         child = stacked(zoo, f"evaluation-{name}-{kind}")
         if child is None or k >= len(next(iter(child.values()))):
             continue
-        p, truth = cut.one(child, k), {"relation": relation} if relation else {}
-        _case(rows, name, k, kind, kind, f, p, truth, base, other)
+        p, truth = cut.one(with_adapters(child), k), {"relation": relation} if relation else {}
+        own = zoo / "evaluation" / f"{name}-{kind}-{k:02d}" / "tokenizer.json"
+        _case(rows, name, k, kind, kind, f, p, truth, base, other, own)
         if f.model_type in PLAIN:
             washed = cut.launder(f, p, 300 + k)
             _case(rows, name, k, f"{kind}, units relabeled", f"{kind}, units relabeled", f, washed, {}, base, other)

@@ -163,10 +163,14 @@ def align(
 
 def blindly(suspect: Model, base: Model, ours: list[Block], theirs: list[Block], screen: Screen) -> list[Alignment]:
     """By forms alone, and that map refined on the pair of blocks that agree best, which is then left out of the judgment."""
-    rotation = residual_map(forms(suspect, ours), forms(base, theirs))
+    left, right = forms(suspect, ours), forms(base, theirs)
+    rotation = residual_map(left, right)
     if rotation is None:
         return []
-    found = max((judge("blind", screen.scores(r), r) for r in (rotation, -rotation)), key=lambda f: f.mean)
+    tried = [rotation, -rotation]
+    if suspect.structure.centered and base.structure.centered:
+        tried += [r for r in [residual_map(left, right, places=True)] if r is not None]
+    found = max((judge("blind", screen.scores(r), r) for r in tried), key=lambda f: f.mean)
     if found.mean >= REFINED or found.rotation is None:
         return [found]
     i, j = (int(x) for x in np.unravel_index(int(found.scores.argmax()), found.scores.shape))

@@ -4,7 +4,8 @@ What a layer reads, carries and writes is a sum over its neurons or heads, x' F 
 rotation of the stream alone moves it, F -> R' F R. So do the covariances of the embedding and of the head, whatever the order
 of the tokens. R is found from all of them at once by maximizing sum_k <R' A_k R, B_k> over orthogonal R: a step is the polar
 factor of sum_k A_k R B_k, the start lies on eigenvectors of one form with signs from all others. R and -R cannot be told
-apart by forms; neurons do that. Training moves these sums far less than it moves a single neuron.
+apart by forms; neurons do that. Norms that subtract the mean
+allow permutations only, which a climb of their own looks for. Training moves these sums far less than it moves a single neuron.
 """
 
 from __future__ import annotations
@@ -83,27 +84,31 @@ Map = list[int]
 Pairs = list[tuple[np.ndarray, np.ndarray]]
 
 
-def residual_map(ours: Forms, theirs: Forms) -> np.ndarray | None:
-    """R (width of the suspect, width of the base), up to its sign; None where the streams are too wide for the work allowed."""
+def residual_map(ours: Forms, theirs: Forms, places: bool = False) -> np.ndarray | None:
+    """R (width of the suspect, width of the base), up to its sign; None where the streams are too wide for the work allowed.
+
+    places: only coordinates changed places (all that the norms of a centered model allow): R is a permutation.
+    """
     width = max(len(ours.layers[0][0]), len(theirs.layers[0][0]))
     most = int(WORK / (4.0 * width**3 * (STARTS * FIRST_STEPS + STEPS)))
     if most < FEWEST_FORMS:
         return None
+    climb = _permute if places else _climb
     n, m = len(ours.layers), len(theirs.layers)
     told = _by_spectra(ours, theirs)
     maps = [told] + [x for x in _in_order(n, m) if x != told]
     best: tuple[float, np.ndarray, Map] | None = None
     for layers in maps:
         pairs = _pairs(ours, theirs, layers, most)
-        for start in np.linspace(0, len(pairs) - 1, STARTS).astype(int).tolist():
-            rotation, gain = _climb(pairs, _start(pairs, start), FIRST_STEPS)
+        for start in _even_starts(pairs) if places else _starts(pairs):
+            rotation, gain = climb(pairs, start, FIRST_STEPS)
             if best is None or gain > best[0]:
                 best = gain, rotation, layers
     assert best is not None
     _, rotation, layers = best
     for _ in range(3):  # layers by what the map itself says, and on from there
         again = _by_overlap(ours, theirs, rotation)
-        rotation, _ = _climb(_pairs(ours, theirs, again, most), rotation, STEPS)
+        rotation, _ = climb(_pairs(ours, theirs, again, most), rotation, STEPS)
         if again == layers:
             break
         layers = again
@@ -124,6 +129,10 @@ def _pairs(ours: Forms, theirs: Forms, layers: Map, most: int) -> Pairs:
     some = max(1, min(len(layers), (most - len(outer)) // kinds))
     chosen = np.linspace(0, len(layers) - 1, some).round().astype(int).tolist()
     return [p for i in chosen for p in zip(ours.layers[i], theirs.layers[layers[i]], strict=False)] + outer
+
+
+def _starts(pairs: Pairs) -> list[np.ndarray]:
+    return [_start(pairs, k) for k in np.linspace(0, len(pairs) - 1, STARTS).astype(int).tolist()]
 
 
 def _start(pairs: Pairs, k: int) -> np.ndarray:
@@ -150,6 +159,41 @@ def _climb(pairs: Pairs, rotation: np.ndarray, steps: int) -> tuple[np.ndarray, 
         last = gain
         rotation = polar(np.asarray(pull))
     return best
+
+
+def _even_starts(pairs: Pairs) -> list[np.ndarray]:
+    """By the ranks of the diagonals, and all coordinates equally likely everywhere."""
+    left, right = (np.stack([np.diag(p[side]) for p in pairs], 1).argsort(0).argsort(0) for side in (0, 1))
+    ranks = [x / len(x) - 0.5 for x in (left, right)]
+    flat = np.full((len(left), len(right)), 1 / max(len(left), len(right)), np.float32)
+    return [_assigned(ranks[0] @ ranks[1].T), flat]
+
+
+def _assigned(likeness: np.ndarray) -> np.ndarray:
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(-likeness)
+    out = np.zeros(likeness.shape, np.float32)
+    out[rows, columns] = 1
+    return out
+
+
+def _permute(pairs: Pairs, place: np.ndarray, steps: int) -> tuple[np.ndarray, float]:
+    """The same over permutations: Frank and Wolfe's steps between doubly stochastic matrices (Vogelstein et al. 2015)."""
+
+    def pull(x: np.ndarray) -> np.ndarray:
+        return np.asarray(sum(a @ x @ b for a, b in pairs))
+
+    for _ in range(steps):
+        slope = pull(place)
+        move = _assigned(slope) - place
+        bend, rise = float(np.vdot(pull(move), move)), 2 * float(np.vdot(slope, move))
+        length = 1.0 if bend >= 0 else min(1.0, -rise / (2 * bend))
+        if max(bend, 0.0) + rise <= DONE:
+            break
+        place = (place + length * move).astype(np.float32)
+    place = _assigned(place)
+    return place, float(np.vdot(pull(place), place)) / len(pairs)
 
 
 def _by_spectra(ours: Forms, theirs: Forms) -> Map:
