@@ -63,12 +63,12 @@ def _ask(server: Any, path: Path, prompt: list[int], vocabulary: int) -> list[di
         heard.append(answer)
         return False
 
-    body = {"prompt": prompt, "n_predict": 1, "temperature": 0.0, "n_probs": vocabulary, "post_sampling_probs": False,
-            "cache_prompt": False, "stream": False}  # fmt: skip
+    body = {"prompt": prompt, "max_tokens": 1, "temperature": 0.0, "logprobs": vocabulary, "n_probs": vocabulary,
+            "post_sampling_probs": False, "cache_prompt": False, "stream": False}  # fmt: skip
     server.handle_completions(json.dumps(body).encode(), hear)
     answer = heard[-1] if heard else {}
     answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
     try:
-        return list(answer["completion_probabilities"][0]["top_logprobs"])
+        return list(answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"])
     except (KeyError, IndexError, TypeError) as error:
         raise HermitcrabError(f"{path}: llama.cpp did not tell what comes next: {str(answer)[:200]}") from error
