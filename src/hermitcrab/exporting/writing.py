@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COMPANIONS = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
               "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 LIMITS = {
-    "as-is": 1e-9, "F32": 1e-5, "f32": 1e-5, "F16": 1e-3, "BF16": 2e-3, "f16": 1e-3, "Q8_0": 0.02, "int8": 0.05,
+    "as-is": 1e-9, "F32": 1e-4, "f32": 1e-5, "F16": 1e-3, "BF16": 2e-3, "f16": 1e-3, "Q8_0": 0.02, "int8": 0.05,
     "Q5_1": 0.15, "Q5_0": 0.15, "Q4_1": 0.5, "Q4_0": 0.5, "int4": 0.5,
 }  # fmt: skip
 """Mean KL (nats) to the package's model that a type may have: far above what rounding does, far below another model."""
