@@ -26,7 +26,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_has_the_package_its_page_its_schema_and_the_license(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for wanted in (
-        "hermitcrab/cli.py",
+        "hermitcrab/cli/__init__.py",
         "hermitcrab/report/page.html",
         "hermitcrab/recipe.schema.json",
         "hermitcrab/py.typed",
