@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ def stream(size: int) -> None:
     """The child of the third claim: writes a file of that size and tells its own peak memory."""
     import numpy as np
 
+    from hermitcrab.compress.speed import peak
     from hermitcrab.models.formats import gguf_writer
 
     rows, columns = 2048, 4096  # 32 MiB of float32 a tensor
@@ -39,7 +39,7 @@ def stream(size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "large.gguf"
         gguf_writer.write(file, "llama", {"general.name": "large"}, tensors, lambda _: values)
-        told = {"bytes": file.stat().st_size, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        told = {"bytes": file.stat().st_size, "memory": peak()}
     print(json.dumps(told))
 
 
