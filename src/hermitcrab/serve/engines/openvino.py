@@ -2,8 +2,8 @@
 
 Notable:
 - Keys and values are kept in sixteen bits; the library's default is eight, with which the model is not the one that was evaluated.
-- Weights of eight bits are computed with in float32: nearer to the reference than the library's bfloat16, and no slower. With four bits bfloat16
-  is a fifth faster, and its rounding is far below that of the weights.
+- Weights of eight bits are computed with in float32: nearer to the reference than the library's bfloat16, and no slower. With four bits
+  bfloat16 is a fifth faster, and its rounding is far below that of the weights.
 - The cache is as large as all slots at full length need, or as a quarter of the free memory allows. Where it runs out the library
   computes a row again later; a single answer that outgrows all of it is an error here, never a short answer.
 - Threads are not pinned to processors: on shared ones that is where they wait.
@@ -52,7 +52,13 @@ class OpenVINO:
         scheduler.enable_prefix_caching = True
         scheduler.max_num_seqs = spec.slots
         scheduler.num_kv_blocks = blocks
-        self.pipeline = genai.ContinuousBatchingPipeline(spec.path, scheduler, "CPU", properties)
+        try:
+            self.pipeline = genai.ContinuousBatchingPipeline(spec.path, scheduler, "CPU", properties)
+        except (RuntimeError, IndexError) as error:  # what its reader says of a file that it does not understand
+            why = " ".join(str(error).split())[-200:]
+            raise HermitcrabError(
+                f"{spec.path}: OpenVINO GenAI cannot load it ({why}); --engine llama.cpp may"
+            ) from error
         self.running: dict[int, tuple[Any, Options]] = {}
 
     def _blocks(self, config: dict[str, Any], width: int) -> int:
