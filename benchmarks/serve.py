@@ -34,9 +34,13 @@ def random_llama(folder: Path) -> Path:
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).save_pretrained(folder)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    names = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    names = [
+        *special,
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "ab",
+    ]  # with one merge: readers of GGUF expect some
     names += [f"<|{n}|>" for n in range(SHAPE["vocab_size"] - len(names))]  # type: ignore[operator, arg-type]
-    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[("a", "b")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(

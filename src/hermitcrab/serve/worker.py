@@ -258,7 +258,7 @@ class Worker:
                 self.restarts += 1
                 try:
                     await self._launch()
-                except HermitcrabError as error:
+                except (HermitcrabError, OSError) as error:  # no memory for a process is told by the system
                     warn(str(error))
                     if failures >= GIVE_UP:
                         self._fail(EngineLost(f"the engine cannot be started: {error}"))

@@ -124,6 +124,8 @@ class Answer(Asked):
             "repeat_penalty": 1.0, "samplers": ["temperature", "top_p"], "seed": seed % (2**32 - 1),  # the last one means: any
             "n_probs": max(1, o.logprobs or 0), "timings_per_token": True,
         }  # fmt: skip
+        if o.logprobs is None:  # only ids are wanted then: no need to sort all of the vocabulary
+            body["post_sampling_probs"] = True
         if self.rule is not None:
             body["json_schema"] = self.rule
         return body
