@@ -28,6 +28,7 @@ def test_the_wheel_has_the_package_its_page_its_schema_and_the_license(wheel):
     for wanted in (
         "hermitcrab/cli/__init__.py",
         "hermitcrab/report/page.html",
+        "hermitcrab/serve/page.html",
         "hermitcrab/recipe.schema.json",
         "hermitcrab/py.typed",
         "hermitcrab/starters/text-generation/recipe.yaml",

@@ -24,7 +24,8 @@ CORE = (
 )
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "accelerate", "tensorboard", "scikit-learn"),
-    "serve": ("torch", "transformers", "accelerate", "starlette", "uvicorn"),
+    "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client", "openvino-genai", "xllamacpp", "llguidance"),
+    "ray": ("ray",),
     "hub": ("huggingface-hub",),
     "modelscope": ("modelscope",),
 }

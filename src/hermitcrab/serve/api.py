@@ -59,6 +59,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     504: {"model": shapes.Error, "description": "Not answered within the deadline"},
 }
 
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+"""One of a stream: `data` is an object as the API's chunks are, or `[DONE]`."""
+
 
 @dataclass(frozen=True)
 class Face:
@@ -230,7 +233,7 @@ def _streamed(shape: type[BaseModel]) -> dict[str, Any]:
     return {
         "model": shape,
         "description": "The answer, or a stream of it",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": EVENT}},
     }
 
 
