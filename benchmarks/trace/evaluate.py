@@ -422,6 +422,16 @@ def clustered(rows: list[dict], value: np.ndarray, draws: int = 400) -> tuple[fl
     return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
 
 
+def _error_by_seeds(rows: list[dict], z: np.ndarray) -> float:
+    """Standard error of a mean of z: families share their seeds, so that their first draws share numbers; under the null the
+    sums over one pair of seeds are uncorrelated."""
+    sums: dict[tuple[str, str], float] = {}
+    for r, value in zip(rows, z, strict=True):
+        key = r["a"].rsplit("-", 1)[1], r["b"].rsplit("-", 1)[1]
+        sums[key] = sums.get(key, 0.0) + float(value)
+    return float(np.sqrt(np.square(list(sums.values())).sum()) / len(z))
+
+
 def table(out: Path) -> None:
     from scipy.stats import kstest, norm
 
@@ -434,7 +444,12 @@ def table(out: Path) -> None:
         "| pairs | n | related | cannot tell | no evidence | smallest log10 p (exact) | largest aligned score |\n"
         "| --- | --- | --- | --- | --- | --- | --- |"
     )
-    for kind, family in [*(("twin", n) for n in FAMILIES), ("student", None), ("laundered twin", None)]:
+    for kind, family in [
+        *(("twin", n) for n in FAMILIES),
+        ("blind twin", None),
+        ("student", None),
+        ("laundered twin", None),
+    ]:
         part = [r for r in rows if r["kind"] == kind and family in (None, r["family"])]
         if part:
             counts = [sum(r["verdict"] == v for r in part) for v in ("related", "cannot-tell", "no-evidence")]
@@ -442,7 +457,7 @@ def table(out: Path) -> None:
             print(f"| {kind} {family or ''} | {len(part):,} | {' | '.join(map(str, counts))} | {min(r['exact'] for r in part):.2f} | "
                   f"{max(scores, default=float('nan')):.3f} |")  # fmt: skip
     print(
-        "\n| group of signs | n | mean z | sd z | KS against the normal | P(p < .01), normal | P(p < .001), normal | "
+        "\n| group of signs | n | mean z ± standard error | sd z | KS against the normal | P(p < .01), normal | P(p < .001), normal | "
         "P(bound < .01) [95 %] | P(bound < .001) [95 %] |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -455,8 +470,9 @@ def table(out: Path) -> None:
         for t in (0.01, 0.001):
             low, high = clustered(part, (bound < t).astype(float))
             cells.append(f"{(bound < t).mean():.4f} [{low:.4f}, {high:.4f}]")
+        error = _error_by_seeds(part, z)
         print(
-            f"| {g} | {len(z):,} | {z.mean():+.3f} | {z.std():.3f} | {kstest(z, 'norm').pvalue:.3f} | {' | '.join(cells)} |"
+            f"| {g} | {len(z):,} | {z.mean():+.3f} ± {error:.3f} | {z.std():.3f} | {kstest(z, 'norm').pvalue:.3f} | {' | '.join(cells)} |"
         )
     _positives(found, twins)
 

@@ -5,7 +5,8 @@
     structure.py model.py   which tensor does what; matrices read a few rows at a time
     digests.py              Tier 0: the same numbers in any order, layout or type
     exact.py generic.py     Tier 1: exact tests on signs and swaps (kernels.py, compare.py: the sums that they are made of)
-    aligned.py depth.py     Tier 2: neurons matched twice, layers matched; null.py: the table of independent models
+    aligned.py depth.py     Tier 2: neurons (neurons.py) matched twice, layers matched; null.py: the table of independent models
+    blind.py                the residual map without vocabulary; chain.py: hidden units of models without blocks
     mapping.py              a suspect in a base's coordinates; what is left of it once the base is taken out
     relation.py verdict.py  what kind, and the verdict: pure functions
     tracing.py              one suspect against its bases
