@@ -59,7 +59,7 @@ def test_a_decoder_in_onnx_with_and_without_tokens_before(decoder, path):
 
 def test_the_same_graph_in_openvino(decoder, path, tmp_path):
     pytest.importorskip("openvino")
-    from hermitcrab.models.onnx_to_openvino import convert
+    from hermitcrab.compress.onnx_to_openvino import convert
     from hermitcrab.models.runtimes.openvino_graph import OpenvinoGraph
 
     convert(path, tmp_path / "openvino_model.xml", "f32", {"license": "MIT"})
