@@ -68,10 +68,10 @@ def test_an_export_was_loaded_back_and_verifies(project, name, capsys):
 @pytest.mark.parametrize("name", ["text-gguf", "text-onnx", "text-openvino", "text-safetensors"])
 def test_an_export_is_traced_to_the_package(project, name, capsys):
     status, out, _ = crab("trace", str(project / name), str(project / TEXT), "--json", capsys=capsys)
-    found = json.loads(out)
+    (found,) = json.loads(out)["results"]
     assert (status, found["verdict"]) == (0, "related")
     wanted = {"text-gguf": "quantized", "text-safetensors": "identical"}.get(name, "re-packaged")
-    assert wanted in found["relation"]["names"]
+    assert wanted in found["relations"]
 
 
 def test_the_bytes_of_safetensors_are_the_package_s(project):

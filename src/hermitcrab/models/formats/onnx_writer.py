@@ -204,10 +204,15 @@ def quantize_dynamic(source: Path, path: Path, metadata: Mapping[str, str], wide
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization import quantize_dynamic as quantize
 
+    kept = [
+        *wide,
+        *(f"{name}_MatMul" for name in wide),
+    ]  # a Gemm is taken apart first, and its product goes by this name
+
     def make(made: Path, outside: bool) -> None:
         quantize(
             source, made, op_types_to_quantize=list(PRODUCTS), per_channel=True, weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(wide), use_external_data_format=outside,
+            nodes_to_exclude=kept, use_external_data_format=outside,
         )  # fmt: skip
 
     return _quantized(source, path, metadata, make)
