@@ -270,7 +270,7 @@ def _plainly_named(model: Any) -> None:
     """Quantized weights under the names of those that they were made from; scales and zero points behind it."""
     graph = model.graph
     taken = {*graph.initializers, *(value.name for node in graph for value in node.outputs)}
-    for value in [v for v in graph.initializers.values() if v.name.endswith("_quantized")]:
+    for value in [v for v in graph.initializers.values() if v.name.endswith(("_quantized", "_Transposed"))]:
         whole, stem = value.name, value.name.removesuffix("_quantized")
         plain = stem.removesuffix("_Transposed")
         if plain in taken:
