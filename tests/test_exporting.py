@@ -119,6 +119,19 @@ def test_a_record_of_another_license_contradicts_the_package(project, tmp_path):
     assert any("names another license than the package" in check.message for check in found.failures)
 
 
+@pytest.mark.parametrize("junk", [None, [], {}, "x", 3, [{"path": 1}], "../../secret"])
+def test_a_record_of_any_shape_is_a_failed_check(project, tmp_path, junk):
+    shutil.copytree(project / "image-safetensors", tmp_path / "x")
+    record = read_json(tmp_path / "x" / "hermitcrab.json")
+    for part, keys in ((record, ["name", "license", "base"]), (record["exported"], list(record["exported"]))):
+        for key in keys:
+            kept = part[key]
+            part[key] = junk
+            (tmp_path / "x" / "hermitcrab.json").write_text(json.dumps(record))
+            part[key] = kept
+            assert not verify(tmp_path / "x").ok, key
+
+
 def test_without_a_signature_it_is_said_what_is_known(project, tmp_path):
     shutil.copytree(project / "image-onnx", tmp_path / "x")
     for name in ("claims.jsonl", "signer.pub.pem", "model.sig"):

@@ -177,7 +177,7 @@ def export_verb(args: argparse.Namespace) -> Answer:
                                 unverified=args.unverified, sign=args.sign)  # fmt: skip
         return told, lambda: render_export(told), 0
     options = Options(image=args.image, replicas=args.replicas, autoscale=args.autoscale, secret=args.secret,
-                      volume=args.volume)  # fmt: skip
+                      volume=args.volume, type=args.type)  # fmt: skip
     told = export(args.model, args.to, args.out, Store(args.store), key=args.key, unverified=args.unverified,
                   options=options)  # fmt: skip
     return told, lambda: render_export(told), 0
@@ -198,6 +198,16 @@ def compress_verb(args: argparse.Namespace) -> Answer:
         args.model, args.out, Store(args.store), Asked(forms, args.on, budget, args.suggest, how, args.sign)
     )
     return told, lambda: render_compression(told), 0 if told["written"] else 1
+
+
+def push_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.publish import push
+    from hermitcrab.report.terminal import render_push
+    from hermitcrab.store import Store
+
+    told = push(args.model, args.to, Store(args.store), token=args.token, public=args.public, key=args.key,
+                unverified=args.unverified, remove=args.remove, dry_run=args.dry_run)  # fmt: skip
+    return told, lambda: render_push(told), 0
 
 
 def keygen_verb(args: argparse.Namespace) -> Answer:
@@ -411,7 +421,8 @@ _verb("export", "write a package for other programs: its model in their format, 
       export_verb, "crab export runs/demo/package --to gguf --type Q8_0 --out demo-gguf", MODEL,
       _arg("--to", required=True, metavar="TARGET", help="safetensors, gguf, onnx or openvino (the model, loaded back and compared); "
            "modelfile (Ollama), docker or k8s (files that run `crab serve`)"),
-      _arg("--type", metavar="TYPE", help="of the weights: gguf Q8_0, F16, …; onnx f32, int8; openvino f16, f32, int8"),
+      _arg("--type", metavar="TYPE", help="of the weights (gguf Q8_0, F16, …; onnx f32, int8; openvino f16, f32, int8, int4); of "
+           "modelfile, which of the package's GGUF files (default: the largest)"),
       _arg("--sign", type=Path, metavar="PEM", help="private key to sign the exported model with (default: the one of `crab keygen`)"),
       _arg("--out", type=Path, required=True, metavar="FOLDER", help="where to"),
       _arg("--image", metavar="NAME:TAG", help="the server's image (docker, k8s; default: hermitcrab:VERSION)"),
@@ -433,6 +444,14 @@ _verb("compress", "make smaller forms of a finished package or run, measure what
       _arg("--max-loss", type=_positive, metavar="X", help="of the deciding metric: the whole paired interval has to lie within it"),
       _arg("--min-speed", type=_positive, metavar="N", help="tokens (images, …) a second on this machine"),
       *ON_ROWS, _arg("--sign", type=Path, metavar="PEM", help="private key to sign the results with (default: the one of `crab keygen`)"),
+      SIGNER, UNVERIFIED, STORE)  # fmt: skip
+_verb("push", "send a package to a repository of a model hub; private, resumable, read back", push_verb,
+      "crab push runs/demo/package hf:my-org/my-model --token env:HF_TOKEN", MODEL,
+      _arg("to", help="hf:ORG/NAME (Hugging Face), with @BRANCH for another branch than main"),
+      _arg("--token", metavar="env:NAME", help="environment variable that holds the token (default: env:HF_TOKEN)"),
+      _arg("--public", action="store_true", help="everybody may read it (default: private)"),
+      _arg("--remove", action="store_true", help="take files out of the branch that are not the package's"),
+      _arg("--dry-run", action="store_true", help="only say what would be sent"),
       SIGNER, UNVERIFIED, STORE)  # fmt: skip
 ALPHA = _arg("--alpha", type=_level, default=1e-6, metavar="LEVEL", help="level of the exact tests (default: 1e-6)")
 _verb("trace", "does SUSPECT descend from BASE? An answer from the weights alone, with a p-value", trace_verb,

@@ -18,7 +18,8 @@ from hermitcrab.comparing import How, answers, asking, read_on
 from hermitcrab.errors import HermitcrabError, UsageError, needs
 from hermitcrab.progress import say, warn
 from hermitcrab.recipe import Compress, Evaluate, Target
-from hermitcrab.store import Store, disk_errors, write_json
+from hermitcrab.report.picture import picture
+from hermitcrab.store import Store, disk_errors, write_atomic, write_json
 from hermitcrab.tasks import load_task
 
 if TYPE_CHECKING:
@@ -259,6 +260,8 @@ def _write(opened: Opened, work: Compression, entries: Sequence[dict[str, Any]],
         folders.append(name)
     if folders:
         write_json(fresh / "compression.json", work.entries)
+        if (drawn := picture(work.entries)) is not None:
+            write_atomic(fresh / "compression.svg", drawn.encode())
         if out.exists():
             out.rmdir()
         os.replace(fresh, out)

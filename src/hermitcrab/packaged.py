@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import stat
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from hermitcrab.digest import digest_file
 from hermitcrab.errors import Contradiction, HermitcrabError, UsageError, did_you_mean
 from hermitcrab.lineage import bundle
 from hermitcrab.lineage.card import plain
-from hermitcrab.lineage.verify import verify
+from hermitcrab.lineage.verify import entries, of_a_hub, verify
 from hermitcrab.models.tokenizer import read_json_file
 from hermitcrab.progress import progress, say, warn
 from hermitcrab.references import fetch, resolve
@@ -115,14 +117,17 @@ def _record(path: Path) -> dict[str, Any]:
 def _files(path: Path, verified: bool) -> list[File]:
     """The files as they were signed, else as they lie there. Links and the like are refused: they lead elsewhere."""
     names, sizes = [], {}
-    for found in sorted(path.rglob("*")):
-        name = found.relative_to(path).as_posix()
-        if found.is_symlink() or not (found.is_file() or found.is_dir()):
+    for name, info, _ in entries(path):
+        if isinstance(info, OSError):
+            raise HermitcrabError(f"{plain(path / name)}: cannot be read: {info.strerror}")
+        if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
             raise HermitcrabError(f"{plain(path / name)}: a link or no regular file; a package holds files alone")
-        if found.is_file():
+        if stat.S_ISREG(info.st_mode) and not of_a_hub(name):
             check_name(name)
             names.append(name)
-            sizes[name] = found.stat().st_size
+            sizes[name] = info.st_size
+    _check_apart(names)
+    names.sort()
     signed = bundle.read_bundle((path / bundle.NAME).read_bytes()).files() if verified else {}
     with progress("reading", sum(sizes[name] for name in names if name not in signed) / 1e6, "MB") as bar:
         return [
@@ -134,6 +139,17 @@ def _files(path: Path, verified: bool) -> list[File]:
 
 def _digest(path: Path, bar: Any) -> str:
     return digest_file(path, lambda count: bar.add(count / 1e6)).removeprefix("sha256:")
+
+
+def _check_apart(names: list[str]) -> None:
+    """Names that differ, and are one name where letters have no case or accents one spelling."""
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise HermitcrabError(
+                f"{plain(other)!r} and {plain(name)!r} are one file on some systems; they cannot be sent together"
+            )
 
 
 def check_name(name: str) -> None:

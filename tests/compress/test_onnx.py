@@ -72,3 +72,36 @@ def test_what_was_made_is_not_made_again(here, capsys):
     status, _, err = crab("run", "shapes.yaml", capsys=capsys)
     assert status == 0
     assert "compress: reused" in err
+
+
+def test_the_layers_that_hurt_most_stay_wide_until_the_target_is_met(project, tmp_path):
+    """Of a bound on KL between what rounding costs and nothing, some layers and not all are kept."""
+    from hermitcrab.compress import Source, about
+    from hermitcrab.compress.onnx import Onnx
+    from hermitcrab.data.tables import schema
+    from hermitcrab.recipe import Compress, Evaluate, Train
+    from hermitcrab.serve.opening import open_model
+    from hermitcrab.store import Store
+
+    opened = open_model(str(project / "runs" / "shapes" / "package"), Store(project / ".crab" / "store"))
+    none = schema("text").empty_table()
+
+    def made(limit: float | None):
+        target = None if limit is None else {"max_loss": 0.01, "max_kl": limit}
+        source = Source(
+            model=opened.path, name="m", task=opened.task, start=opened.start, base_start=None, train=Train(),
+            evaluate=Evaluate(), compress=Compress.model_validate({"onnx": ["int8"], "target": target}), base=opened.base,
+            about=about("m", "MIT", opened.base), calibration=none, validation=none,
+        )  # fmt: skip
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        return Onnx(source).make("int8", folder)
+
+    free = made(None)
+    assert sum(t.dtype == "I8" for t in free.tensors) == 3
+    costs = made(1e-12).told["mixture"]
+    assert len(costs["widened"]) == 3, "nothing but float32 meets it"
+    between = sorted(costs["kl_alone"].values())[0] * 1.5
+    told = made(between).told["mixture"]
+    assert 0 < len(told["widened"]) < 3
+    assert told["widened"][0] == max(told["kl_alone"], key=told["kl_alone"].get)

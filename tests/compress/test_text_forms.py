@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny import question_rows, write_model
 
@@ -77,7 +78,7 @@ def test_llama_cpp_opens_what_is_written(source: Source, parity: Parity, tmp_pat
 def test_columns_that_no_k_quant_divides_get_the_next_type_and_are_counted(source: Source, tmp_path: Path) -> None:
     found, _ = made(source, "gguf", "Q4_K", tmp_path)
     fell = [t for t in found.tensors if t.reason == "row no whole number of Q4_K blocks, in Q5_0"]
-    assert len(fell) == 14
+    assert len(fell) == 15  # seven matrices of two layers, and the table of tokens
     assert {t.bits for t in fell} == {5.5}
 
 
@@ -100,7 +101,9 @@ def test_openvino_opens_what_is_written(source: Source, parity: Parity, tmp_path
     if kind == "f16":
         paired = parity.paired(kind, table)
         assert (paired["flips"], paired["difference"]) == (0, 0.0)
-        assert paired["perplexity"]["difference"] == pytest.approx(0, abs=1e-3)
+        before = parity.reference.answers
+        assert table["nll"].to_pylist() == pytest.approx(before["nll"].to_pylist(), abs=5e-3)
+        assert abs(paired["perplexity"]["difference"]) < 1e-2 * np.exp(np.mean(before["nll"].to_numpy()))
     bits = {t.name: t.bits for t in found.tensors if "q_proj" in t.name}
     assert set(bits.values()) == {{"f16": 16.0, "int8": 8.375}.get(kind, 4.25)}
     assert load_form("openvino").said(start.path / "openvino_model.xml")["license"] == "Apache-2.0"
@@ -117,7 +120,7 @@ def test_openvino_generates_as_the_model_does(source: Source, tmp_path: Path) ->
         table = task.predict(task.model(torch.float32), rows, part)
         said.append((table["prediction"].to_pylist(), table["nll"].to_pylist()))
     assert said[0][0] == said[1][0]
-    assert said[0][1] == pytest.approx(said[1][1], abs=1e-3)
+    assert said[0][1] == pytest.approx(said[1][1], rel=1e-3)  # weights in half precision
 
 
 def test_the_same_graph_has_the_same_bytes(source: Source, tmp_path: Path) -> None:

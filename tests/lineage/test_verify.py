@@ -624,3 +624,30 @@ def test_a_changed_size_in_the_record_is_found(made, tmp_path, keys):
     digest = made["collect"].read("base.json")["digest"]
     result = dishonest(made, tmp_path, keys, "package", "hermitcrab.json", digest, digest_json("other"))
     assert result.contradiction
+
+
+def test_what_a_hub_puts_beside_a_package_is_told_and_left_out(package, keys):
+    (package / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    (package / ".cache" / "huggingface" / "download" / "empty").mkdir(parents=True)
+    (package / ".cache" / "huggingface" / "download" / "README.md.metadata").write_text("x")
+    result = verify(package, keys[0].public)
+    assert result.ok, messages(result)
+    assert result.authenticated
+    assert any("2 such files were put here by a hub's download" in check.message for check in result.checks)
+    (package / ".cache" / "more").write_text("x")
+    (package / "adapter" / ".gitattributes").write_text("x")
+    told = messages(verify(package))
+    assert ".cache/more: extra" in told
+    assert "adapter/.gitattributes: extra" in told
+
+
+def test_what_a_hub_would_put_there_is_checked_where_it_was_signed(package, keys):
+    (package / ".gitattributes").write_text("as signed")
+    resigned(package, keys[0])
+    assert not any(check.check == "hub" for check in verify(package).checks)
+    (package / ".gitattributes").write_text("changed")
+    assert ".gitattributes: changed after signing" in messages(verify(package))
+    (package / ".gitattributes").unlink()
+    assert ".gitattributes: missing" in messages(verify(package))
+    (package / ".gitattributes").symlink_to("README.md")
+    assert ".gitattributes: a symbolic link" in messages(verify(package))

@@ -77,3 +77,31 @@ def test_a_sparkline_falls_with_its_values():
     assert sparkline([3, 2, 1]) == "█▅▁"
     assert len(sparkline(list(range(1000)))) == 32
     assert sparkline([1.0]) == ""
+
+
+def test_smaller_forms_are_drawn_by_size_and_loss_and_told_in_words():
+    from hermitcrab.report.charts import sizes
+
+    def form(kind, size, difference, low, high, speed=None):
+        parity = {
+            "metric": "accuracy",
+            "difference": difference,
+            "low": low,
+            "high": high,
+            "margin": 0.01,
+            "within_margin": (low or 0) >= -0.01,
+        }
+        return {"format": "gguf", "type": kind, "size": size, "size_of_model": 200e6, "parity": parity, "speed": speed}
+
+    assert sizes([]) is None
+    assert sizes([form("Q8_0", 100e6, 0.0, None, None)]) is None
+    fast, slow = ({"per_cpu_second": s, "unit": "tokens"} for s in (100, 50))
+    found = sizes([form("Q8_0", 100e6, 0.0, -0.005, 0.005, slow), form("Q4_0", 50e6, -0.03, -0.06, 0.0, fast)])
+    one, two = found["points"]
+    assert one["x"] > two["x"]  # larger
+    assert one["y"] > two["y"]  # up is worse
+    assert two["line"][0] < two["y"] < two["line"][1]
+    assert (one["within"], two["within"]) == (True, False)
+    assert two["wide"] > one["wide"]
+    assert two["told"] == "gguf Q4_0 50 MB loses +0.0300 (+0.0000 to +0.0600)"
+    assert found["margin"] < found["zero"]

@@ -43,7 +43,7 @@ def test_a_run_in_the_making_is_told_as_far_as_it_got(sample, stages):
 def test_compressed_models_are_told_with_size_and_distance(sample):
     line = next(line for line in render(gather(*sample().run())).splitlines() if line.startswith("gguf Q4_0"))
     assert line.split()[2:] == [
-        "90.0", "MiB", "-0.005", "(-0.020", "to", "+0.010)", "not", "shown", "within", "0.01", "8", "of", "400", "(+3", "/",
+        "90.0", "MiB", "-0.005", "(-0.020", "to", "+0.010)", "not", "shown", "8", "of", "400", "(+3", "/",
         "−5)", "0.012", "97.5%", "–",
     ]  # fmt: skip
 

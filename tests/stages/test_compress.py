@@ -63,7 +63,7 @@ def test_every_type_is_written_loaded_back_and_compared(project: Path) -> None:
         assert entry["file"] == f"gguf/small-{kind}.gguf"
         assert entry["files"] == [{"path": entry["file"], "sha256": digest_file(file), "size": file.stat().st_size}]
         assert entry["size"] == file.stat().st_size
-        assert entry["method"] == {"rounding": "nearest"}
+        assert entry["method"] == {"rounding": "none" if kind == "F32" else "nearest"}
         parity = entry["parity"]
         assert (parity["n"], parity["metric"]) == (16, "accuracy")
         assert parity["low"] <= parity["difference"] <= parity["high"]
@@ -208,6 +208,16 @@ def test_only_what_asks_for_it_makes_it_again(here: Path) -> None:
     rows = {row["stage"]: row for row in plan(again)}
     assert [row["action"] for row in rows.values()] == ["reuse"] * 5 + ["run", "run"]
     assert rows["compress"]["needs"]["disk"] > 0
+
+
+def test_a_target_is_the_margin_and_met_by_the_same_answers(here: Path) -> None:
+    strict = run("compress.gguf=[F32, Q8_0]", "compress.target={max_loss: 1e-9, max_kl: 1e-9}")
+    strict.execute()  # the same answers to the digit: the interval is a point
+    whole, mixed = strict.artifacts["compress"].read("compression.json")
+    for entry in (whole, mixed):
+        assert (entry["parity"]["margin"], entry["parity"]["within_margin"]) == (1e-9, True)
+    assert mixed["method"]["mixed"]["widened"]
+    assert mixed["tensors"]["F16"] > 0
 
 
 # What it refuses

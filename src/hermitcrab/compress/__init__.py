@@ -105,6 +105,9 @@ class Form(Protocol):
     format: ClassVar[str]
     """Its key in `compress`, and its folder in a package."""
 
+    runtime: ClassVar[str]
+    """What `pace` runs in; a form without `pace` has none."""
+
     @classmethod
     def check(cls, part: Compress, base: dict[str, Any], path: Path) -> None:
         """Refuse (HermitcrabError) what the base at `path` rules out, before the training that would have been in vain."""

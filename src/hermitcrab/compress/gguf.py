@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from hermitcrab.compress import Made, Source, Tensor
 from hermitcrab.compress.speed import threads
 from hermitcrab.digest import describe_files
-from hermitcrab.models.formats import gguf, gguf_writer
+from hermitcrab.errors import needs
+from hermitcrab.models.formats import ggml_native, gguf, gguf_writer
 from hermitcrab.store import write_atomic
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ WORDS = {
 
 class Gguf:
     format = "gguf"
+    runtime = "llama.cpp"
 
     @classmethod
     def check(cls, part: Compress, base: dict[str, Any], path: Path) -> None:
-        """An architecture or a tokenizer that GGUF has no words for."""
+        """An architecture or a tokenizer that GGUF has no words for, a type whose quantizer is not here."""
+        if any(kind.removesuffix(gguf_writer.CALIBRATED) in gguf_writer.NATIVE for kind in part.gguf):
+            needs("xllamacpp", "compress")
         from hermitcrab.models import ggml, to_gguf
         from hermitcrab.models.base import read_config
         from hermitcrab.models.formats import open_weights
@@ -115,7 +119,9 @@ class Gguf:
 
     @classmethod
     def pace(cls, start: Start) -> Callable[[], tuple[int, str]] | None:
-        """In llama.cpp, which serves it."""
+        """In llama.cpp, which serves it, where that is here."""
+        if not ggml_native.present():
+            return None
         import xllamacpp as llama
 
         folder = tempfile.mkdtemp(prefix="crab-")

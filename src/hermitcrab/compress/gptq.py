@@ -38,7 +38,8 @@ def round_columns(
     factor_CC = inverse_factor(products_CC)
     levels_RC = torch.zeros(R, C, dtype=torch.int16)
     scale, least = (torch.zeros(R, C // BLOCK, dtype=torch.float16) for _ in range(2))
-    importance_C = products_CC.diagonal().float()
+    # Inputs that calibration rows never used may be used by others: they count a little all the same.
+    importance_C = (products_CC.diagonal() + DAMP * products_CC.diagonal().mean()).float()
     for number, start in enumerate(range(0, C, BLOCK)):
         stop = start + BLOCK
         block_RB, factor_BB = work_RC[:, start:stop], factor_CC[start:stop, start:stop]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,13 +62,24 @@ class Onnx:
         else:
             if not wide.exists():
                 self._write(wide)
-            if kind == "int8":
-                files = onnx_writer.quantize_dynamic(wide, path, self.metadata())
-                told |= {"weights": "int8 by channel", "activations": "uint8, ranges of each call"}
-            else:
-                files = onnx_writer.quantize_static(wide, path, self.metadata(), self._batches(wide), RANGES)
-                told |= {"weights": "int8 by channel", "activations": "uint8, ranges seen before", "ranges": RANGES,
+            static = kind == "int8-static"
+            batches = self._batches(wide) if static else []
+
+            def write(path: Path, kept: tuple[str, ...]) -> list[Path]:
+                if static:
+                    return onnx_writer.quantize_static(wide, path, self.metadata(), iter(batches), RANGES, kept)
+                return onnx_writer.quantize_dynamic(wide, path, self.metadata(), kept)
+
+            kept: tuple[str, ...] = ()
+            told |= {"weights": "int8 by channel", "activations": "uint8, ranges of each call"}
+            if static:
+                told |= {"activations": "uint8, ranges seen before", "ranges": RANGES,
                          "calibration_rows": self.source.calibration.num_rows}  # fmt: skip
+            if self.source.compress.target is not None:
+                from hermitcrab.compress.onnx_mixing import OnnxMixture
+
+                kept, told["mixture"] = OnnxMixture(self.source, wide, write).fewest()
+            files = write(path, kept)
         tensors = tuple(
             Tensor(t.name, t.dtype, t.shape, t.bits, _reason(t.dtype, t.shape) if kind != "f32" else None)
             for t in onnx_writer.stored(path)
@@ -91,7 +102,7 @@ class Onnx:
         found = {key: self.source.about[word] for word, key in WORDS.items() if word in self.source.about}
         return found | {"task": self.source.task} | beside(self.source.model)
 
-    def _batches(self, wide: Path) -> Iterator[dict[str, Any]]:
+    def _batches(self, wide: Path) -> list[dict[str, Any]]:
         """What the model is given when the task asks it the calibration rows."""
         from hermitcrab.models.runtimes.onnx import OnnxModel
         from hermitcrab.tasks import make_task
@@ -103,7 +114,7 @@ class Onnx:
         model = OnnxModel(wide)
         model.given = seen.append
         task.predict(model, self.source.calibration, self.source.evaluate)
-        return iter(seen)
+        return seen
 
     def start(self, kind: str, folder: Path, made: Made) -> Start:
         from hermitcrab.tasks import Start
@@ -143,4 +154,4 @@ def _reason(dtype: str, shape: tuple[int, ...]) -> str | None:
         return None
     if dtype == "I32":
         return "bias, in I32"
-    return "vector, in F32" if len(shape) < 2 else "takes no part in a product, in F32"
+    return "vector, in F32" if len(shape) < 2 else "left wide, in F32"

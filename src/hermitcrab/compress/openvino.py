@@ -6,11 +6,11 @@ further exporter is needed, and what GGUF has no words for is refused as there. 
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +68,7 @@ LARGEST_ORIGIN = 1 << 16  # bytes
 
 class Openvino:
     format = "openvino"
+    runtime = "openvino-genai"
 
     @classmethod
     def check(cls, part: Compress, base: dict[str, Any], path: Path) -> None:
@@ -140,10 +141,10 @@ class Openvino:
         nncf.set_log_level(40)
         with _quietly():
             rounded = nncf.compress_weights(model, **options)
-        for op in rounded.get_ops():  # names that count what this process did before
-            name = op.get_friendly_name()
+        for place, op in enumerate(rounded.get_ordered_ops()):
+            name = op.get_friendly_name()  # may count what this process did before
             if name not in known and re.fullmatch(r"[A-Za-z]+_\d+", name):
-                op.set_friendly_name(f"{op.input_value(0).get_node().get_friendly_name()}/{op.get_type_name().lower()}")
+                op.set_friendly_name(f"added/{op.get_type_name().lower()}/{place}")
         ov.save_model(rounded, target / MODEL, compress_to_fp16=False)
         return {**told, "tool": f"nncf {nncf.__version__}"}
 
@@ -200,23 +201,17 @@ PROMPT, PACE = 24, 48  # tokens given and generated to see how fast a model is
 
 def graph(source: Source, folder: Path) -> None:
     """The graph in half precision, with its tokenizer, whole or not at all."""
-    import openvino_genai as genai
-
     from hermitcrab.models.to_gguf import Export
 
     beside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     file = beside / "model.gguf"
     Export(source.model, metadata(source.about)).write("F16", file)
-    try:
-        with _quietly():
-            pipeline = genai.LLMPipeline(str(file), "CPU", {"enable_save_ov_model": True})
-    except RuntimeError as error:
-        raise HermitcrabError(
-            f"compress.openvino: openvino-genai cannot read the model as GGUF: {' '.join(str(error).split())[-300:]}"
-        ) from error
-    del pipeline
-    gc.collect()
+    child = [sys.executable, "-m", "hermitcrab.compress.openvino_graph", str(file)]
+    done = subprocess.run(child, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = " ".join(done.stderr.split())[-300:] or f"exit status {done.returncode}"
+        raise HermitcrabError(f"compress.openvino: openvino-genai cannot read the model as GGUF: {why}")
     file.unlink()
     if missing := [name for name in GRAPH if not (beside / name).exists()]:
         raise HermitcrabError(f"compress.openvino: openvino-genai left no {missing[0]}")

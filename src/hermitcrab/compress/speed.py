@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 def measure(source: Source, start: Start, format: str | None, kept: Path) -> dict[str, Any]:
-    """`{per_second, per_cpu_second, unit, cpu_seconds, memory}` of a process that opens and runs it; memory is its peak, in bytes.
+    """`{per_second, per_cpu_second, unit, cpu_seconds, memory, runtime, threads}` of a process that opens and runs it; memory is
+    its peak, in bytes.
 
     Args:
         format: the form that these files have; None: the uncompressed model.
@@ -71,7 +72,9 @@ def main() -> None:
     asked = json.load(sys.stdin)
     given = asked["start"]
     start = Start(given["base"], Path(given["path"]), given["seed"], given["fitted"])
-    work = load_form(asked["format"]).pace(start) if asked["format"] else None
+    form = load_form(asked["format"]) if asked["format"] else None
+    work = form.pace(start) if form else None
+    runtime = getattr(form, "runtime", "torch") if work else "torch"
     if work is None:
         from hermitcrab.evaluate.asking import load
 
@@ -88,7 +91,7 @@ def main() -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print("\n" + json.dumps({
         "per_second": units / clock, "per_cpu_second": units / max(cpu, 1e-9), "unit": unit, "cpu_seconds": cpu,
-        "memory": memory,
+        "memory": memory, "runtime": runtime, "threads": threads(),
     }))  # fmt: skip
 
 

@@ -7,16 +7,18 @@ k8s         Kubernetes manifests for the same image
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hermitcrab.errors import UsageError, did_you_mean
+from hermitcrab.digest import CHUNK
+from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.lineage.keys import load_public, public_pem
-from hermitcrab.packaged import find_package
+from hermitcrab.packaged import File, find_package
+from hermitcrab.progress import progress
 from hermitcrab.store import Store, disk_errors, write_atomic
 
 TARGETS = ("modelfile", "docker", "k8s")
@@ -32,6 +34,7 @@ class Options:
         autoscale: the most servers, by processor load; None: no autoscaler (`k8s`).
         secret: name of the secret that holds the API key, under the key `api-key` (`k8s`).
         volume: name of the claim that holds the package (`k8s`); default: the name of the package.
+        type: of the package's GGUF files (`modelfile`); default: the largest.
         signer: public key (PEM) that the server asks of a package; set by `export` where it was given one.
     """
 
@@ -40,15 +43,16 @@ class Options:
     autoscale: int | None = None
     secret: str | None = None
     volume: str | None = None
+    type: str | None = None
     signer: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a target writes: `{name: bytes}`, files of the package that go along, and what the user should know."""
+    """What a target writes: `{name: bytes}`, files of the package that go along under a new name, and what the user should know."""
 
     files: dict[str, bytes]
-    copies: tuple[str, ...] = ()
+    copies: dict[str, File] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -79,16 +83,25 @@ def export(
     made: Made = importlib.import_module(f"hermitcrab.deploy.{target}").make(package, asked)
     with disk_errors("cannot write"):
         out.mkdir(parents=True, exist_ok=True)
-        for name in made.copies:
-            _copy(package.path / name, out / Path(name).name)
+        for name, file in made.copies.items():
+            _copy(package.path / file.path, out / name, file)
         for name, data in made.files.items():
             write_atomic(out / name, data)
-    names = sorted([*made.files, *(Path(name).name for name in made.copies)])
     return {"target": target, "model": package.name, "verified": package.verified is not None, "folder": str(out),
-            "files": names, "notes": list(made.notes)}  # fmt: skip
+            "files": sorted([*made.files, *made.copies]), "notes": list(made.notes)}  # fmt: skip
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, file: File) -> None:
+    """Copy a file of the package; what arrives is what was verified."""
     beside = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copyfile(source, beside, follow_symlinks=False)
+    state = hashlib.sha256()
+    handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+    with open(handle, "rb") as old, open(beside, "wb") as new, progress(target.name, file.size / 1e6, "MB") as bar:
+        while chunk := old.read(CHUNK):
+            state.update(chunk)
+            new.write(chunk)
+            bar.add(len(chunk) / 1e6)
+    if state.hexdigest() != file.sha256:
+        beside.unlink()
+        raise HermitcrabError(f"{source}: changed since the package was read a moment ago")
     os.replace(beside, target)

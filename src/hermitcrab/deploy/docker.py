@@ -6,6 +6,7 @@ package (or of a key) is in a layer. Whatever a package calls itself, the Docker
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -60,8 +61,8 @@ WORKDIR /tmp
 USER {user}:{user}
 EXPOSE {port}
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \\
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:{port}{live}', timeout=4)"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 \\
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:{port}{live}', timeout=8)"]
 ENTRYPOINT ["crab"]
 CMD ["serve", "{model}", "--host", "0.0.0.0", "--port", "{port}", "--api-key", "env:{key}"]
 """
@@ -133,7 +134,8 @@ def _mount(source: str, target: str) -> dict[str, Any]:
     return {"type": "bind", "source": source, "target": target, "read_only": True, "bind": {"create_host_path": False}}
 
 
-def pinned(distribution: str, extra: str) -> list[str]:
+@functools.cache
+def pinned(distribution: str, extra: str) -> tuple[str, ...]:
     """`name==version` of all that a distribution with an extra leads to, as installed here, without itself.
 
     A requirement that is not installed is one of another system or Python, but for those of the extra itself.
@@ -165,4 +167,4 @@ def pinned(distribution: str, extra: str) -> list[str]:
                 seen.add(step)
                 waiting.append(step)
     found.pop(distribution, None)
-    return [f"{name}=={found[name]}" for name in sorted(found)]
+    return tuple(f"{name}=={found[name]}" for name in sorted(found))

@@ -34,9 +34,9 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123, one lab
 
 
 def slug(name: str, longest: int = 40) -> str:
-    """An identifier of a name: lower case letters, digits and dashes; where something was lost, with a digest of the name."""
+    """An identifier of a name (RFC 1035: letters, digits, dashes); where something was lost, with a digest of the name."""
     made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:longest].strip("-")
-    if made == name and LABEL.fullmatch(made):
+    if made and made == name and made[0].isalpha():
         return made
     mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:6]
     return f"{made}-{mark}" if made and made[0].isalpha() else f"model-{mark}"

@@ -100,7 +100,7 @@ def _made(source: Source, target: str, kind: str, folder: Path) -> Any:
         form = load_form(target)
         form.check(source.compress, source.base, source.model)
         return form(source).make(kind, folder)
-    from hermitcrab.models.onnx_to_openvino import make
+    from hermitcrab.exporting.onnx_to_openvino import make
 
     return make(source, kind, folder)
 

@@ -99,7 +99,7 @@ def check_export(result: Verification, here: Folder, statements: list[dict[str, 
     record: dict[str, Any] = {}
     with result.checking("record", RECORD, "what the export says it is"):
         found = here.json(RECORD)
-        if found["schema"] != 1 or not isinstance(found["exported"]["files"], list):
+        if not _well_formed(found):
             raise HermitcrabError("not the record of an export (schema 1)")
         record = found
     if not record:
@@ -116,9 +116,31 @@ def check_export(result: Verification, here: Folder, statements: list[dict[str, 
     if statements is not None:
         with result.checking("chain", CLAIMS, "the exporter's claim is about these files and that package"):
             _claim(here, statements, exported)
-    file = str(exported["file"])
+    file = exported["file"]
+    if file not in here.files:
+        return  # which was said above; nothing outside of the folder is opened
     with result.checking("agreement", file, f"{file} names the same base, license and package"):
         _said(result, here, record)
+
+
+def _well_formed(record: Any) -> bool:
+    """Whether what is read below is there, each part of its type."""
+    match record:
+        case {
+            "schema": 1, "name": str(), "license": str(), "base": {"digest": str(), "kind": str()},
+            "exported": {"file": str(), "format": str(), "files": list(files), "parity": dict(), "package": package},
+        } if isinstance(record["base"].get("name", ""), str):  # fmt: skip
+            known = all(
+                isinstance(f, dict) and isinstance(f.get("path"), str) and isinstance(f.get("sha256"), str)
+                for f in files
+            )
+            named = package is None or (
+                isinstance(package, dict)
+                and isinstance(package.get("digest"), str)
+                and isinstance(package.get("signer"), str)
+            )
+            return known and named
+    return False
 
 
 def _files(result: Verification, here: Folder, exported: dict[str, Any]) -> None:
@@ -163,6 +185,7 @@ def _package(result: Verification, here: Folder, record: dict[str, Any]) -> None
             raise HermitcrabError(
                 f"the package's record is that of {short(found)}, the export names {short(told['digest'])}"
             )
+        _same_bytes(here, record["exported"], claims)
         made_of = chain._made_of(claims)
         package = here.json(f"{FOLDER}/{RECORD}")
         for name in SAME:
@@ -172,6 +195,18 @@ def _package(result: Verification, here: Folder, record: dict[str, Any]) -> None
         for name in ("name", "task", "use", "license"):
             if package[name] != made_of[name]:
                 raise HermitcrabError(f"the package's record names another {name} than its signed claims")
+
+
+def _same_bytes(here: Folder, exported: dict[str, Any], claims: chain.Claims) -> None:
+    """An export as safetensors has the package's own weights."""
+    if exported["format"] != "safetensors":
+        return
+    shipped = {file["path"]: file["sha256"].removeprefix("sha256:") for file in files_of(claims["package"])}
+    for name in here.files:
+        if name.endswith(".safetensors") and here.files[name] != shipped.get(name):
+            raise HermitcrabError(f"{name} is not the file that the package has")
+    if not exported["file"].endswith(".safetensors"):
+        raise HermitcrabError(f"{card.plain(exported['file'], 120)} is no file of safetensors")
 
 
 def _inner_claims(here: Folder, signer: str) -> chain.Claims:

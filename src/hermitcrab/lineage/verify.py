@@ -112,12 +112,19 @@ class Verification:
             self.checks.append(Check(check, True, file, done))
 
 
+def of_a_hub(name: str) -> bool:
+    """Whether a hub or its download tool puts a file of this name beside what it hands out; nothing of ours reads one."""
+    return name == ".gitattributes" or f"{name}/".startswith(".cache/huggingface/")
+
+
 @dataclass
 class Folder:
     """A package folder: `{path: sha256 hex}` of its regular files, and those whose bytes are not the signed ones."""
 
     path: Path
     files: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
+    """Likewise of what a hub put there: covered by the signature where it was signed, else told and left out."""
     changed: set[str] = field(default_factory=set)
     doubted: bool = False
     """The signature or a claim does not hold, so that nothing can be held against them."""
@@ -176,33 +183,50 @@ def verify(folder: str | Path, key: str | Path | None = None) -> Verification:
     return result
 
 
+def entries(folder: Path) -> Iterator[tuple[str, os.stat_result | OSError, bool]]:
+    """All that lies below a folder, links not followed: path, what `lstat` says or why it cannot be read, whether it is an
+    empty folder. A stack and no recursion: folders in folders a thousand deep are no reason to fall over.
+    """
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        try:
+            names = sorted(os.listdir(os.path.join(folder, inside)))
+        except OSError as error:
+            yield inside or ".", error, False
+            continue
+        for name in names:
+            path = f"{inside}/{name}" if inside else name
+            try:
+                info = os.lstat(os.path.join(folder, path))
+                empty = stat.S_ISDIR(info.st_mode) and not os.listdir(os.path.join(folder, path))
+            except OSError as error:
+                yield path, error, False
+                continue
+            yield path, info, empty
+            if stat.S_ISDIR(info.st_mode):
+                waiting.append(path)
+
+
 def _hash_files(result: Verification, here: Folder) -> None:
     """Hash every regular file. Links, pipes and the like are failures, and are never opened."""
     names: list[tuple[str, int]] = []
-
-    def refused(error: OSError) -> None:
-        name = os.path.relpath(error.filename, here.path)
-        result.fail("files", name, f"{name}: cannot be read: {error.strerror}")
-
-    for root, folders, files in os.walk(here.path, onerror=refused, followlinks=False):
-        if not folders and not files and Path(root) != here.path:
-            result.fail(
-                "files", name := os.path.relpath(root, here.path), f"{name}: extra: an empty folder that was not signed"
-            )
-        for entry in sorted(folders + files):
-            full = Path(root, entry)
-            name, info = full.relative_to(here.path).as_posix(), full.lstat()
-            if stat.S_ISREG(info.st_mode):
-                names.append((name, info.st_size))
-            elif stat.S_ISLNK(info.st_mode):
-                result.fail("files", name, f"{name}: a symbolic link; a package holds files, not ways to other places")
-            elif not stat.S_ISDIR(info.st_mode):
-                result.fail("files", name, f"{name}: neither file nor folder")
+    for name, info, empty in entries(here.path):
+        if isinstance(info, OSError):
+            result.fail("files", name, f"{name}: cannot be read: {info.strerror}")
+        elif empty and not of_a_hub(name):
+            result.fail("files", name, f"{name}: extra: an empty folder that was not signed")
+        elif stat.S_ISREG(info.st_mode):
+            names.append((name, info.st_size))
+        elif stat.S_ISLNK(info.st_mode):
+            result.fail("files", name, f"{name}: a symbolic link; a package holds files, not ways to other places")
+        elif not stat.S_ISDIR(info.st_mode):
+            result.fail("files", name, f"{name}: neither file nor folder")
     with progress("verify", total=sum(size for _, size in names) / 1e6, unit="MB") as bar:
         for name, _ in sorted(names):
             try:
                 digest = digest_file(here.path / name, seen=lambda count: bar.add(count / 1e6))
-                here.files[name] = digest.removeprefix("sha256:")
+                (here.beside if of_a_hub(name) else here.files)[name] = digest.removeprefix("sha256:")
             except OSError as error:
                 result.fail("files", name, f"{name}: cannot be read: {error.strerror}")
 
@@ -276,7 +300,12 @@ def _hold(
 
 def _compare(result: Verification, here: Folder, signed: dict[str, str]) -> None:
     """The files of the folder against the signed list."""
-    found = {name: digest for name, digest in here.files.items() if name != bundle.NAME}
+    beside = {name: digest for name, digest in here.beside.items() if name in signed}
+    found = {name: digest for name, digest in here.files.items() if name != bundle.NAME} | beside
+    for name in sorted(here.beside.keys() - beside.keys())[:1]:
+        count = len(here.beside) - len(beside)
+        said = f"{name}: not signed: {count:,} such files were put here by a hub's download, and nothing reads them"
+        result.checks.append(Check("hub", True, plain(name), plain(said, 1000)))
     told = {check.file for check in result.failures if check.check == "files"}
     for name in sorted(signed.keys() | found.keys()):
         if name not in found and plain(name) not in told:

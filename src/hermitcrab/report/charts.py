@@ -99,7 +99,7 @@ def sizes(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         return None
     sign = 1 if known[0]["parity"]["metric"] in LOWER_IS_BETTER else -1
     whole = max(e["size_of_model"] for e in known)
-    losses = [sorted(sign * e["parity"][end] for end in ("low", "high")) for e in known]
+    losses = [sorted(sign * e["parity"][end] + 0.0 for end in ("low", "high")) for e in known]
     margin = min(e["parity"]["margin"] for e in known)
     low, high = min(0.0, *(at[0] for at in losses)), max(margin, *(at[1] for at in losses))
     across, up = Scale(0, whole / 1e6, margin=3), Scale(low, high, margin=6)
@@ -109,7 +109,7 @@ def sizes(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "points": [
             {
                 "name": f"{e['format']} {e['type']}", "number": number,
-                "told": f"{e['format']} {e['type']} {e['size'] / 1e6:,.0f} MB loses {sign * e['parity']['difference']:+.4f} "
+                "told": f"{e['format']} {e['type']} {e['size'] / 1e6:,.0f} MB loses {sign * e['parity']['difference'] + 0.0:+.4f} "
                 f"({at[0]:+.4f} to {at[1]:+.4f})", "x": across(e["size"] / 1e6),
                 "y": 100 - up(sign * e["parity"]["difference"]), "line": (100 - up(at[1]), 100 - up(at[0])),
                 "within": e["parity"]["within_margin"], "wide": round(8 + 10 * (s / fastest), 1) if s and fastest else 8.0,

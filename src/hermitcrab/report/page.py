@@ -62,7 +62,8 @@ def view(facts: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "searched": searched(facts["trials"]) if facts["trials"] else None,
         "added": added_rows(added, facts["plan"]) if added else [],
-        "compressed": [compressed_row(entry) for entry in facts["compressed"]],
+        "compressed": [loss_row(entry) for entry in facts["compressed"]],
+        "forms": [form_row(entry) for entry in facts["compressed"]],
         "sizes": sizes(facts["compressed"]),
         "ledger": [
             [e["name"], e["stage"], f"{e['taken']:,}", f"{e['kept']:,}", words.reasons(e["dropped"]), words.kept_but(e)]
@@ -183,20 +184,28 @@ def parity_told(parity: Mapping[str, Any]) -> str:
     return f"{' and '.join(parity['compared'])}{probes}: {', '.join(measured)}"
 
 
-def compressed_row(entry: Mapping[str, Any]) -> list[str]:
-    """A smaller form beside the model that it was made from."""
-    parity, speed = entry["parity"], entry.get("speed")
+def loss_row(entry: Mapping[str, Any]) -> list[str]:
+    """What a smaller form lost, beside the model that it was made from."""
+    parity = entry["parity"]
     limits = words.signed_interval(parity["low"], parity["high"])
     return [
         f"{entry['format']}\N{NO-BREAK SPACE}{entry['type']}",
-        f"{words.size(entry['size'])} of {words.size(entry['size_of_model'])}",
-        f"{entry['bits_per_weight']:.2f}",
         f"{parity['metric']} {words.signed(parity['difference'])} ({limits})",
         words.margin(parity),
         words.turned(parity).replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}"),
         words.number(parity.get("mean_kl")),
         words.percent(parity.get("top1_agreement")),
         words.number(parity.get("max_abs_logit_difference")),
+    ]
+
+
+def form_row(entry: Mapping[str, Any]) -> list[str]:
+    """How large and how fast a smaller form is."""
+    speed = entry.get("speed")
+    return [
+        f"{entry['format']}\N{NO-BREAK SPACE}{entry['type']}",
+        f"{words.size(entry['size'])} of {words.size(entry['size_of_model'])}",
+        f"{entry['bits_per_weight']:.2f}",
         words.pace(speed),
         words.size(speed["memory"]) if speed else words.DASH,
     ]

@@ -99,11 +99,12 @@ def _compressed(entries: Sequence[Mapping[str, Any]]) -> str:
         limits = words.signed_interval(parity["low"], parity["high"])
         rows.append([
             f"{entry['format']} {entry['type']}", words.size(entry["size"]), f"{words.signed(parity['difference'])}  ({limits})",
-            words.margin(parity), words.turned(parity), words.number(parity.get("mean_kl")),
+            "yes" if parity["within_margin"] else "not shown", words.turned(parity), words.number(parity.get("mean_kl")),
             words.percent(parity.get("top1_agreement")), words.pace(entry.get("speed")),
         ])  # fmt: skip
     name = entries[0]["parity"]["metric"]
-    return _table(["compressed", "size", f"{name}, minus uncompressed", "margin", "answers changed", "mean KL", "same token", "speed"],
+    margin = entries[0]["parity"]["margin"]
+    return _table(["compressed", "size", f"{name}, minus uncompressed", f"within {margin:g}", "changed", "mean KL", "same token", "speed"],
                   rows, right=(1, 5, 6, 7))  # fmt: skip
 
 
@@ -276,6 +277,22 @@ def render_answers(answers: Sequence[Mapping[str, Any]]) -> str:
 def render_export(told: Mapping[str, Any]) -> str:
     lines = [f"wrote {words.plain(told['folder'])}/{words.plain(name)}" for name in told["files"]]
     return "\n".join([*lines, *(f"note: {words.plain(note)}" for note in told["notes"])])
+
+
+def render_push(told: Mapping[str, Any]) -> str:
+    """What went out, file by file, and where it now stands."""
+    would, where = "would send" if told["dry_run"] else "sent", f"{told['to']}:{told['repository']}"
+    lines = [f"{would}  {words.plain(path)}" for path in told["sent"]]
+    lines += [f"had   {words.plain(path)} (from an earlier try)" for path in told["skipped"]]
+    lines += [f"{'would remove' if told['dry_run'] else 'removed'}  {words.plain(path)}" for path in told["removed"]]
+    lines.append(
+        f"{where}: {len(told['sent']):,} files {would} ({told['bytes_sent'] / 1e6:,.1f} MB), {len(told['skipped']):,} had arrived "
+        f"before ({told['bytes_skipped'] / 1e6:,.1f} MB), {len(told['unchanged']):,} unchanged"
+    )
+    if told["commit"]:
+        audience = "private" if told["private"] else "public"
+        lines.append(f"{where}@{told['commit']}: {audience}; every digest was read back and is as it was sent")
+    return "\n".join(lines)
 
 
 def render_doctor(found: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ SAID = {"license": "MIT", "hermitcrab.base.digest": "sha256:00"}
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return MLPForImageClassification(MLPConfig(image_size=[8, 8], hidden_sizes=[64, 32], num_labels=3)).eval()
+    return MLPForImageClassification(MLPConfig(image_size=[8, 8], hidden_sizes=[48, 32], num_labels=3)).eval()
 
 
 @pytest.fixture(scope="module")

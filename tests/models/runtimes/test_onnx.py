@@ -59,7 +59,7 @@ def test_a_decoder_in_onnx_with_and_without_tokens_before(decoder, path):
 
 def test_the_same_graph_in_openvino(decoder, path, tmp_path):
     pytest.importorskip("openvino")
-    from hermitcrab.models.onnx_to_openvino import convert
+    from hermitcrab.exporting.onnx_to_openvino import convert
     from hermitcrab.models.runtimes.openvino_graph import OpenvinoGraph
 
     convert(path, tmp_path / "openvino_model.xml", "f32", {"license": "MIT"})
@@ -71,9 +71,7 @@ def test_what_it_cannot_do_is_said(path, tmp_path):
     with pytest.raises(HermitcrabError, match="no input `pixel_values`"):
         model(pixel_values=torch.zeros(1))
     with pytest.raises(HermitcrabError, match="cannot be run"):
-        model(
-            input_ids=torch.zeros(1, 2, 3, dtype=torch.long)[0][None], attention_mask=torch.ones(1, 9, dtype=torch.long)
-        )
+        model(input_ids=torch.zeros(1, 3, dtype=torch.long), attention_mask=torch.ones(1, 9, dtype=torch.long))
     (tmp_path / "m.onnx").write_bytes(path.read_bytes()[:-100])
     with pytest.raises(HermitcrabError):
         open_runtime("onnx", tmp_path / "m.onnx", torch.float32)

@@ -237,7 +237,7 @@ def quantize_static(
         quantize(
             prepared, made, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(PRODUCTS), per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod[method],
-            nodes_to_exclude=list(wide), use_external_data_format=outside,
+            nodes_to_exclude=[*wide, *_weightless(prepared)], use_external_data_format=outside,
         )  # fmt: skip
 
     return _quantized(source, path, metadata, make)
@@ -280,12 +280,21 @@ def _plainly_named(model: Any) -> None:
 
 def narrowed(path: Path) -> list[str]:
     """Names of the nodes of a float32 file that eight bits would be given to, in the file's order."""
+    return [name for name, weighted in _products(path) if weighted]
+
+
+def _weightless(path: Path) -> list[str]:
+    """Attention's own products: no weights, and outliers on both sides."""
+    return [name for name, weighted in _products(path) if not weighted]
+
+
+def _products(path: Path) -> list[tuple[str, bool]]:
+    """Name of each product, and whether it is by weights."""
     import onnx_ir as ir
 
-    model = ir.load(path)
     return [
-        str(node.name) for node in model.graph
-        if node.op_type in PRODUCTS and any(v is not None and v.is_initializer() for v in node.inputs[1:2])
+        (str(node.name), any(v is not None and v.is_initializer() for v in node.inputs[1:2]))
+        for node in ir.load(path).graph if node.op_type in PRODUCTS
     ]  # fmt: skip
 
 

@@ -40,7 +40,6 @@ def open_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 class OpenvinoModel(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
-    _supports_default_dynamic_cache = True
 
     def __init__(self, config: Any, folder: Path, dtype: torch.dtype):
         super().__init__(config)

@@ -1,0 +1,141 @@
+"""What smaller forms of a trained language model lose, and whether writing large files needs memory. Each claim a row.
+
+    python benchmarks/compress.py MODEL --store STORE --json compress.json      # MODEL: a run of that store, as the demo's
+
+1. Q8_0: mean KL at most 5e-4 nats and top-1 agreement at least .99, on the task's probes in float32, as it is, calibrated, and with
+   the half layers that hurt most in F16 until calibration rows cost at most that.
+2. A calibrated four-bit type beats rounding to the nearest at the same bits: mean KL on probes, and the paired difference of the
+   nats of each reference answer, with its interval (negative: calibrated loses less).
+3. Writing a GGUF file of 1 GB streams: peak memory of a process that writes it, over that of one that writes a hundredth.
+
+Rows of image models and encoders are those of `_compress_vision.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+KL, TOP1 = 5e-4, 0.99
+LARGE, SMALL = 1 << 30, 10 << 20  # bytes of the files that are written
+
+
+def stream(size: int) -> None:
+    """The child of the third claim: writes a file of that size and tells its own peak memory."""
+    import numpy as np
+
+    from hermitcrab.models.formats import gguf_writer
+
+    rows, columns = 2048, 4096  # 32 MiB of float32 a tensor
+    count = max(1, size // (rows * columns * 2))
+    tensors = [gguf_writer.plan_tensor(f"blk.{i}.ffn_up.weight", (rows, columns), "F16", False) for i in range(count)]
+    values = np.random.default_rng(0).standard_normal((rows, columns), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "large.gguf"
+        gguf_writer.write(file, "llama", {"general.name": "large"}, tensors, lambda _: values)
+        told = {"bytes": file.stat().st_size, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    print(json.dumps(told))
+
+
+def streaming() -> dict[str, Any]:
+    found = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, __file__, "--stream", str(size)], check=True, capture_output=True, text=True
+            ).stdout
+        )
+        for size in (SMALL, LARGE)
+    ]
+    more = found[1]["memory"] - found[0]["memory"]
+    return {
+        "claim": "writing 1 GB streams",
+        "small": found[0],
+        "large": found[1],
+        "more_memory": more,
+        "holds": more < 64 << 20,
+    }
+
+
+def paired_nats(a: Any, b: Any) -> dict[str, float]:
+    """Mean difference of the nats of each reference answer, a minus b, and its 95 % interval (paired bootstrap)."""
+    import numpy as np
+
+    one, two = ({row["row_id"]: row["nll"] for row in t.select(["row_id", "nll"]).to_pylist()} for t in (a, b))
+    change = np.array([one[row] - two[row] for row in sorted(one)])
+    draws = np.random.default_rng(0).integers(0, len(change), (10_000, len(change)))
+    low, high = np.quantile(change[draws].mean(1), [0.025, 0.975])
+    return {"difference": float(change.mean()), "low": float(low), "high": float(high), "rows": len(change)}
+
+
+def measured(
+    model: str, store_path: str, rows: int, kinds: list[str], max_kl: float | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Entries and answers by type, of a run's model on its own test rows."""
+    from hermitcrab import compressing
+    from hermitcrab.comparing import How, read_on
+    from hermitcrab.recipe import Compress, Target
+    from hermitcrab.serve.opening import open_model
+    from hermitcrab.store import Store
+
+    store = Store(store_path)
+    run = compressing.run_of(model, store)
+    how = How(rows=rows, unverified=True)
+    opened = open_model(model, store, None, True)
+    table, about = read_on(f"run:{run}/prepare", store, how)
+    part = Compress(gguf=kinds, rows=rows, target=None if max_kl is None else Target(max_loss=1.0, max_kl=max_kl))  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as folder:
+        asked = compressing.Asked(how=how)
+        work = compressing._measured(opened, part, table, about, run, store, asked, Path(folder) / "out")
+        entries = {entry["type"]: {**entry, "speed": work.facts[f"gguf {entry['type']}"]} for entry in work.entries}
+        import pyarrow.parquet as pq
+
+        tables = {kind: pq.read_table(work.payload / "predictions" / f"gguf-{kind}.parquet") for kind in kinds}
+    return entries, tables
+
+
+def near(entry: dict[str, Any]) -> dict[str, Any]:
+    parity = entry["parity"]
+    return {"mean_kl": parity["mean_kl"], "top1_agreement": parity["top1_agreement"], "bits_per_weight": entry["bits_per_weight"],
+            "size": entry["size"], "difference": [parity[k] for k in ("difference", "low", "high")]}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--store", default=".crab/store")
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--stream", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.stream:
+        stream(args.stream)
+        return
+    claims = [streaming()]
+    if args.model:
+        kinds = ["Q8_0", "Q8_0-calibrated", "Q4_0", "Q4_0-calibrated"]
+        entries, tables = measured(args.model, args.store, args.rows, kinds, None)
+        mixed, _ = measured(args.model, args.store, args.rows, ["Q8_0-calibrated"], KL)
+        forms = {**entries, "Q8_0-calibrated, mixed": mixed["Q8_0-calibrated"]}
+        for name in [name for name in forms if name.startswith("Q8_0")]:
+            found = near(forms[name])
+            claims.append({"claim": f"{name}: KL <= {KL:g}, top-1 >= {TOP1:g}", **found,
+                           "holds": found["mean_kl"] <= KL and found["top1_agreement"] >= TOP1})  # fmt: skip
+        nats = paired_nats(tables["Q4_0-calibrated"], tables["Q4_0"])
+        nearest, calibrated = near(entries["Q4_0"]), near(entries["Q4_0-calibrated"])
+        claims.append({"claim": "calibrated 4 bits beat nearest", "nearest": nearest, "calibrated": calibrated, "nats": nats,
+                       "holds": calibrated["mean_kl"] < nearest["mean_kl"] and nats["high"] < 0})  # fmt: skip
+    for claim in claims:
+        told = {key: value for key, value in claim.items() if key not in ("claim", "holds")}
+        print(f"{'holds' if claim['holds'] else 'MISSED':7} {claim['claim']}: {json.dumps(told)}")
+    if args.json:
+        args.json.write_text(json.dumps(claims, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
