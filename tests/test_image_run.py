@@ -202,7 +202,6 @@ def test_a_bare_classifier_is_compared_and_asked_as_the_package_it_came_from(her
     assert status == 0, err
     answers = json.loads(crab("predict", "shapes", "@train-images", "--json", capsys=capsys)[1])["answers"]
     assert json.loads(out)["answers"] == answers
-    assert crab("serve", "bare", "--unverified", "--port", "0", capsys=capsys)[0] == 2
 
 
 FILES = ["train-images", "--labels", "train-labels", "--type", "idx", "--format", "image-label"]
