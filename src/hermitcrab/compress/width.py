@@ -11,6 +11,7 @@ Shapes: T positions, U units, W columns a unit, D rows of the reader.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,7 +63,7 @@ def best(scores: list[torch.Tensor], keep: float) -> list[torch.Tensor]:
     ]
 
 
-def find(model: Any, parts: list[str]) -> dict[str, list[Bundle]]:
+def find(model: Any, parts: Sequence[str]) -> dict[str, list[Bundle]]:
     """The bundles of each part (`neurons`, `heads`); HermitcrabError where the architecture has none."""
     return {part: getattr(anatomy, part)(model) for part in parts}
 
