@@ -104,10 +104,9 @@ def neurons(model: Any) -> list[Bundle]:
 
 def _mlp(module: nn.Module, where: str) -> Bundle | None:
     for names, reader in MLPS:
-        parts = [getattr(module, name, None) for name in (*names, reader)]
+        parts: list[Any] = [getattr(module, name, None) for name in (*names, reader)]
         if all(isinstance(part, nn.Linear) for part in parts):
             *makers, last = parts
-            assert last is not None
             return Bundle(where, last.in_features, tuple((m, 1) for m in makers), last, 1)
     return None
 
@@ -131,8 +130,8 @@ def heads(model: Any) -> list[Bundle]:
     found = []
     for number, layer in enumerate(layers(model)):
         here = [m for m in layer.modules() if all(isinstance(getattr(m, n, None), nn.Linear) for n in ATTENTION)]
-        parts: list[Any] = [getattr(here[0], name) for name in ATTENTION] if len(here) == 1 else [None] * 4
-        q, k, v, o = parts
+        found_here: list[Any] = [getattr(here[0], name) for name in ATTENTION] if len(here) == 1 else [None] * 4
+        q, k, v, o = found_here
         each = queries // groups * width
         if q is None or (q.out_features, k.out_features, v.out_features, o.in_features) != (
             groups * each, groups * width, groups * width, groups * each,
