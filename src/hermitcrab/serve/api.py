@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -175,10 +176,10 @@ def _texts(face: Face) -> APIRouter:
 
     async def reply(kind: type[Asked], request: Request) -> Response:
         asked = parse(kind, await body_of(request))
-        tenancy = face.house.find(asked.model)
-        return Reply(
-            face.house, face.metrics, face.log, await prompted(tenancy, asked, face.limits.tokens), face.limits.deadline
-        )
+        with ExitStack() as stack:
+            tenancy = stack.enter_context(face.house.visit(asked.model))
+            told = await prompted(tenancy, asked, face.limits.tokens)
+            return Reply(face.house, face.metrics, face.log, told, face.limits.deadline, stack.pop_all())
 
     @router.post("/v1/chat/completions", operation_id="chat", openapi_extra=takes(ChatRequest),
                  responses={200: _streamed(shapes.ChatCompletion)})  # fmt: skip
@@ -195,8 +196,8 @@ def _texts(face: Face) -> APIRouter:
     )
     async def embed(request: Request) -> Response:
         asked = parse(EmbeddingsRequest, await body_of(request))
-        tenancy = face.house.find(asked.model)
-        return await _embedded(face, tenancy, asked)
+        with face.house.visit(asked.model) as tenancy:
+            return await _embedded(face, tenancy, asked)
 
     return router
 

@@ -37,6 +37,7 @@ class Tenancy:
         lineage: what `GET /lineage` tells of it.
         tools: how its template writes tool calls.
         active: answers that are being made or wait.
+        visitors: requests that found it and are not done: an old one is closed when the last has left.
     """
 
     opened: Opened
@@ -46,6 +47,7 @@ class Tenancy:
     stamps: dict[Any, Stamp]
     tools: Form | None = None
     active: int = 0
+    visitors: int = 0
     changed: str | None = None
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "predict"))
 
@@ -174,7 +176,7 @@ class House:
             new = await self.load(found)
             old, self.models = self.models, new
         for tenancy in old.values():
-            task = asyncio.create_task(tenancy.close(patience))
+            task = asyncio.create_task(_leave(tenancy, patience))
             self.leaving.add(task)
             task.add_done_callback(self.leaving.discard)
         self.log("reloaded", models={name: tenancy.digest for name, tenancy in new.items()})
@@ -195,6 +197,20 @@ class House:
             near = did_you_mean(name[:100], self.models) if len(self.models) > 3 else f"; this server has {here}"
             raise Refusal(404, f"there is no model `{name[:100]}` here{near}", "model", "model_not_found")
         return tenancy
+
+    @contextmanager
+    def visit(self, name: str) -> Iterator[Tenancy]:
+        """The model of that name, which stays as it is until the request is done.
+
+        Raises:
+            Refusal: 404 there is none.
+        """
+        tenancy = self.find(name)
+        tenancy.visitors += 1
+        try:
+            yield tenancy
+        finally:
+            tenancy.visitors -= 1
 
     @contextmanager
     def room(self, tenancy: Tenancy, answers: int) -> Iterator[None]:
@@ -292,3 +308,12 @@ def lineage_of(tenancy: Tenancy) -> dict[str, Any]:
         "record": told,
         "claims": lines,
     }
+
+
+async def _leave(tenancy: Tenancy, patience: float) -> None:
+    """Closes an old tenancy when whoever found it is done: a request that was being read when it was exchanged is answered by it."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience
+    while tenancy.visitors and loop.time() < until:
+        await asyncio.sleep(0.02)
+    await tenancy.close(max(0.0, until - loop.time()))

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -171,10 +171,14 @@ def _schema(schema: dict[str, Any], param: str) -> str:
 
 
 class Reply(Response):
-    """Makes the answers and sends them; all of it ends when the client leaves or the deadline is over."""
+    """Makes the answers and sends them; all of it ends when the client leaves or the deadline is over.
 
-    def __init__(self, house: House, metrics: Metrics, log: Log, prompted: Prompted, deadline: float):
+    `visit` ends with it: a model that was exchanged meanwhile waits for that.
+    """
+
+    def __init__(self, house: House, metrics: Metrics, log: Log, prompted: Prompted, deadline: float, visit: ExitStack):
         self.house, self.metrics, self.log, self.request, self.deadline = house, metrics, log, prompted, deadline
+        self.visit = visit
         tenancy, asked = prompted.tenancy, prompted.asked
         self.chat = isinstance(asked, ChatRequest)
         text: Any = tenancy.opened.text
@@ -213,6 +217,7 @@ class Reply(Response):
             await send(_body(replies.event(refusal.body()), more=False))
         finally:
             gone.cancel()
+            self.visit.close()
             self._count()
 
     async def _until_gone(self, receive: Receive, main: asyncio.Task[Any]) -> None:

@@ -109,7 +109,8 @@ def router(house: House, metrics: Metrics) -> APIRouter:
     @made.post("/v2/models/{name}/infer", response_model=shapes.Inferred, responses=wrong, operation_id="v2_infer",
                openapi_extra=_takes())  # fmt: skip
     async def infer(name: str, request: Request) -> Response:
-        return await _infer(house, metrics, house.find(name), request)
+        with house.visit(name) as tenancy:
+            return await _infer(house, metrics, tenancy, request)
 
     return made
 
