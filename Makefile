@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 	@echo "package: runs/demo/package/"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
