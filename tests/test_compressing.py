@@ -114,3 +114,17 @@ def test_what_cannot_be_meant_is_refused(
     monkeypatch.chdir(project)
     with pytest.raises(UsageError, match=says):
         compress(model, Path("refused"), Store(".crab/store"), asked)
+
+
+def test_a_stated_loss_is_the_margin_and_is_held_against_the_record(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    asked = Asked({"gguf": ["Q8_0", "Q5_0"]}, suggest=True, budget=Budget(max_loss=0.9), sign=project / "key.pem")
+    told = compress("small", Path("stated"), Store(".crab/store"), asked)
+    assert [e["parity"]["margin"] for e in told["candidates"]] == [0.9, 0.9]
+    assert (told["suggested"], told["written"]) == ("gguf Q5_0", ["gguf-Q5_0"])  # the smallest that keeps to it
+    record = json.loads(Path("stated/gguf-Q5_0/hermitcrab.json").read_text())["exported"]
+    assert record["parity"]["tolerance"] == {"worst_loss": 0.9}
+    assert "mixed" not in record["method"]
+    assert verify("stated/gguf-Q5_0", project / "key.pub.pem").ok

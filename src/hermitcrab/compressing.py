@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hermitcrab.comparing import How, answers, asking, read_on
 from hermitcrab.errors import HermitcrabError, UsageError, needs
 from hermitcrab.progress import say, warn
-from hermitcrab.recipe import Compress, Evaluate, Target
+from hermitcrab.recipe import Compress, Evaluate
 from hermitcrab.report.picture import picture
 from hermitcrab.store import Store, disk_errors, write_atomic, write_json
 from hermitcrab.tasks import load_task
@@ -150,10 +150,9 @@ def compress_part(opened: Opened, asked: Asked) -> Compress:
     for name in forms:
         if name not in able:
             raise UsageError(f"--{name}: {opened.task} can be compressed to: {', '.join(able) or 'nothing so far'}")
-    target = None if asked.budget.max_loss is None else Target(max_loss=asked.budget.max_loss)
     try:
-        # strictly as a recipe would, but a loss is a budget here: what exceeds it is rejected and told, and stops nothing
-        return Compress.model_validate({**forms, "rows": asked.how.rows, "target": target and target.model_dump()})
+        # A loss is a budget here: what exceeds it is rejected and told, so it is no target, which would stop or widen tensors.
+        return Compress.model_validate({**forms, "rows": asked.how.rows})
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(
@@ -181,7 +180,9 @@ def _measured(opened: Opened, part: Compress, table: pa.Table, about: dict[str, 
     payload = scratch / "payload"
     shutil.rmtree(payload, ignore_errors=True)
     payload.mkdir(parents=True)
-    work = Compression(source, Reference(table, told, tuple(metrics), None), scratch / "work", payload, strict=False)
+    work = Compression(
+        source, Reference(table, told, tuple(metrics), None), scratch / "work", payload, asked.budget.max_loss
+    )
     work.run()
     return work
 

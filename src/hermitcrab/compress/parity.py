@@ -50,10 +50,10 @@ class Reference:
 class Parity:
     """What all forms share: the answers and the distributions of the uncompressed model."""
 
-    def __init__(self, source: Source, reference: Reference, work: Path, strict: bool = True):
+    def __init__(self, source: Source, reference: Reference, work: Path, stated: float | None = None):
         from hermitcrab.evaluate.asking import Keeper
 
-        self.source, self.reference, self.work, self.strict = source, reference, work, strict
+        self.source, self.reference, self.work, self.stated = source, reference, work, stated
         self.keeper = Keeper(work / "answers", "compress")
 
     @cached_property
@@ -128,7 +128,7 @@ class Parity:
         """The compressed model minus the uncompressed one on the same rows, with what turned, and the distance on probes."""
         distance = self.distance(label, start)
         found = {**self.paired(label, self.answers(label, start)), **distance}
-        if self.strict and self.source.compress.target is not None:
+        if self.source.compress.target is not None:
             check_target(label, found)
         return found
 
@@ -152,7 +152,8 @@ class Parity:
             confidence=part.confidence, resamples=part.resamples, seed=part.seed,
         )["pairs"]  # fmt: skip
         pair = pairs[0]
-        margin = margin_of(source.compress.target.max_loss if source.compress.target else None, name, pair["b_value"])
+        stated = source.compress.target.max_loss if source.compress.target else self.stated
+        margin = margin_of(stated, name, pair["b_value"])
         changed = sum(x != y for x, y in zip(a.prediction, b.prediction, strict=True))
         return {
             "n": len(a), "metric": name, "uncompressed": pair["b_value"], "compressed": pair["a_value"],

@@ -32,12 +32,12 @@ class Compression:
 
     Args:
         work: what a killed compression continues from. `payload`: where the finished files go.
-        strict: stop where the recipe's target is not met; else it is told.
+        stated: the margin, where it is not the recipe's target (which stops what is not within it; this is told).
     """
 
-    def __init__(self, source: Source, reference: Reference, work: Path, payload: Path, strict: bool = True):
+    def __init__(self, source: Source, reference: Reference, work: Path, payload: Path, stated: float | None = None):
         self.source, self.work, self.payload = source, work, payload
-        self.parity = Parity(source, reference, work, strict)
+        self.parity = Parity(source, reference, work, stated)
         self.entries: list[dict[str, Any]] = []
         self.ledgers: list[dict[str, Any]] = []
         self.tensors: dict[str, Any] = {}

@@ -49,7 +49,7 @@ def load_model(
         HermitcrabError: a file that is not the recorded one, or weights that do not fit their configuration.
     """
     with verified(base, path), quiet():
-        if base["kind"] in RUNTIMES:
+        if base.get("kind") in RUNTIMES:
             return open_runtime(base["kind"], path, dtype)
         weights = open_weights(path)
         if weights.format == "gguf":

@@ -47,7 +47,7 @@ def picture(entries: Sequence[Mapping[str, Any]]) -> str | None:
     parts.append(_line(LEFT, y(found["zero"]), WIDE - 30, y(found["zero"]), SOFT, 1))
     parts.append(_line(LEFT, y(found["margin"]), WIDE - 30, y(found["margin"]), SOFT, 1, ' stroke-dasharray="5 4"'))
     for point in found["points"]:
-        color, side = ACCENT if point["within"] else OPEN, -1 if point["number"] % 2 == 0 else 1
+        color, side = ACCENT if point["within"] else OPEN, -1 if point["x"] < 50 else 1
         parts.append(_line(x(point["x"]), y(point["line"][0]), x(point["x"]), y(point["line"][1]), color, 2))
         parts.append(f'<circle cx="{x(point["x"])}" cy="{y(point["y"])}" r="{point["wide"] / 2}" fill="{color}"/>')
         place = x(point["x"]) + side * (point["wide"] / 2 + 4)
