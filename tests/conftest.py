@@ -27,3 +27,9 @@ def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.chdir(tmp_path / "p")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "p" / "config"))
     return tmp_path / "p"
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables as wide as they get, wherever the tests run; a test of a narrow terminal says so itself."""
+    monkeypatch.setenv("COLUMNS", "200")

@@ -24,6 +24,7 @@ EXPECTED = [
     "metrics.json",
     "ml-bom.cdx.json",
     "model.safetensors",
+    "tensors.json",
     "tokenizer.json",
 ]
 
@@ -66,10 +67,10 @@ def test_compressed_files_are_packaged_and_told_in_record_card_and_bill(store, m
     package = packaged(store, made)["package"]
     (entry,) = package.read("hermitcrab.json")["compressed"]
     assert entry == made["compress"].read("compression.json")[0]
-    assert digest_file(package.payload / entry["file"]) == entry["sha256"]
+    assert digest_file(package.payload / entry["file"]) == entry["files"][0]["sha256"]
     card = (package.payload / "README.md").read_text()
     assert (
-        f"| `{entry['file']}` | 0.0 MB | 8.50 | 0.79 − 0.8 = -0.01 (-0.03 to 0.01) | 3 (+1 / −2) | 0.0004 | 99.0% |"
+        f"| `{entry['file']}` | 0.0 MB | 8.50 | 0.79 − 0.8 = -0.01 (-0.03 to 0.01) | within 0.04 | 3 (+1 / −2) | 0.0004 | 99.0% |"
         in card
     )
     assert "- gguf" in card

@@ -152,7 +152,7 @@ train: {method: full}
         (["evaluate.choices=[a, b]"], "evaluate.choices: means nothing to image-classification"),
         (["evaluate.few_shot=2"], "evaluate.few_shot: means nothing"),
         (["evaluate.baselines=[tfidf-logreg]"], "evaluate.baselines: image-classification has no `tfidf-logreg`"),
-        (["compress={gguf: [Q8_0]}"], "compress.gguf: image-classification can be compressed to: nothing so far"),
+        (["compress={gguf: [Q8_0]}"], "compress.gguf: image-classification can be compressed to: onnx, prune, distill"),
         (["evaluate.metrics=[perplexity]"], "evaluate.metrics: expected one of: accuracy, precision, recall, f1"),
         (
             ["task=text-generation"],

@@ -138,11 +138,14 @@ class Calls:
         self.plan, self.form = plan, plan.form
         self.held = plan.opening
         self.calls: list[dict[str, Any]] = []
-        self.began = False
+        self.began = self.after_call = False
 
     def push(self, text: str, last: bool = False) -> tuple[str, list[dict[str, Any]]]:
         """What is text now, and the calls that became whole."""
         self.held += text
+        if self.after_call:  # what comes next may begin with white space that was not here yet
+            self.held = self.held.lstrip()
+            self.after_call = not self.held
         told, found = "", []
         while True:
             place = self._begins()
@@ -160,6 +163,7 @@ class Calls:
                 told, self.held = told + self.held[:place].rstrip(), self.held[place + size :].lstrip()
                 found.append(call)
                 self.calls.append(call)
+                self.after_call = not self.held
         self.began |= bool(told)
         return told, found
 
