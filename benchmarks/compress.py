@@ -21,6 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import _measure as m
+
 KL, TOP1 = 5e-4, 0.99
 BUDGET = 2e-4  # of calibration rows, which are nearer to what was calibrated on than the probes
 LARGE, SMALL = 1 << 30, 10 << 20  # bytes of the files that are written
@@ -53,14 +55,12 @@ def streaming() -> dict[str, Any]:
         )
         for size in (SMALL, LARGE)
     ]
-    more = found[1]["memory"] - found[0]["memory"]
-    return {
-        "claim": "writing 1 GB streams",
-        "small": found[0],
-        "large": found[1],
-        "more_memory": more,
-        "holds": more < 64 << 20,
-    }
+    small, large = (one["memory"] / 2**20 for one in found)
+    name = f"writing {found[1]['bytes'] / 1e9:.2f} GB of GGUF, peak memory"
+    return {"name": name, "ours": "that file",
+            "peer": f"a file of {found[0]['bytes'] / 1e6:.0f} MB", "value": large, "peer_value": small, "unit": "MiB",
+            "ratio": large / small,
+            "aim": "at most 64 MiB more", "met": large - small < 64}  # fmt: skip
 
 
 def paired_nats(a: Any, b: Any) -> dict[str, float]:
@@ -71,7 +71,8 @@ def paired_nats(a: Any, b: Any) -> dict[str, float]:
     change = np.array([one[row] - two[row] for row in sorted(one)])
     draws = np.random.default_rng(0).integers(0, len(change), (10_000, len(change)))
     low, high = np.quantile(change[draws].mean(1), [0.025, 0.975])
-    return {"difference": float(change.mean()), "low": float(low), "high": float(high), "rows": len(change)}
+    return {"difference": float(change.mean()), "low": float(low), "high": float(high), "rows": len(change),
+            "calibrated": float(np.mean([one[row] for row in one])), "nearest": float(np.mean([two[row] for row in two]))}  # fmt: skip
 
 
 def measured(
@@ -100,42 +101,66 @@ def measured(
     return entries, tables
 
 
-def near(entry: dict[str, Any]) -> dict[str, Any]:
+def near(name: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """How near a form is to the model, as rows; what it weighs and what the task lost beside them."""
     parity = entry["parity"]
-    return {"mean_kl": parity["mean_kl"], "top1_agreement": parity["top1_agreement"], "bits_per_weight": entry["bits_per_weight"],
-            "size": entry["size"], "difference": [parity[k] for k in ("difference", "low", "high")]}  # fmt: skip
+    more = {
+        "bits_per_weight": entry["bits_per_weight"],
+        "size": entry["size"],
+        "difference": [parity[k] for k in ("difference", "low", "high")],
+    }
+    return [
+        {"name": f"{name}: {what}", "ours": name, "peer": None, "value": value, "peer_value": None, "unit": unit, "ratio": None,
+         "aim": aim, "met": met, **more}
+        for what, value, unit, aim, met in (
+            ("mean KL on probes", parity["mean_kl"], "nats", f"<= {KL:g}", parity["mean_kl"] <= KL),
+            ("the same likeliest token", parity["top1_agreement"], "share", f">= {TOP1:g}", parity["top1_agreement"] >= TOP1),
+        )
+    ]  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = m.arguments(__doc__)
     parser.add_argument("model", nargs="?")
     parser.add_argument("--store", default=".crab/store")
     parser.add_argument("--rows", type=int, default=200)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--stream", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stream:
         stream(args.stream)
         return
-    claims = [streaming()]
+    rows = [streaming()]
+    m.write(args.json, rows)
     if args.model:
-        kinds = ["Q8_0", "Q8_0-calibrated", "Q4_0", "Q4_0-calibrated"]
-        entries, tables = measured(args.model, args.store, args.rows, kinds, None)
-        mixed, _ = measured(args.model, args.store, args.rows, ["Q8_0-calibrated"], BUDGET)
-        forms = {**entries, "Q8_0-calibrated, mixed": mixed["Q8_0-calibrated"]}
-        for name in [name for name in forms if name.startswith("Q8_0")]:
-            found = near(forms[name])
-            claims.append({"claim": f"{name}: KL <= {KL:g}, top-1 >= {TOP1:g}", **found,
-                           "holds": found["mean_kl"] <= KL and found["top1_agreement"] >= TOP1})  # fmt: skip
+        count, kinds = 40 if args.quick else args.rows, ["Q8_0", "Q8_0-calibrated", "Q4_0", "Q4_0-calibrated"]
+        entries, tables = measured(args.model, args.store, count, kinds, None)
+        rows += [row for kind in kinds[:2] for row in near(kind, entries[kind])]
+        one, two = entries["Q4_0-calibrated"]["parity"], entries["Q4_0"]["parity"]
+        rows.append(
+            m.row(
+                "four bits, mean KL on probes",
+                "Q4_0-calibrated",
+                "Q4_0",
+                one["mean_kl"],
+                two["mean_kl"],
+                "nats",
+                "<= 1",
+            )
+        )
         nats = paired_nats(tables["Q4_0-calibrated"], tables["Q4_0"])
-        nearest, calibrated = near(entries["Q4_0"]), near(entries["Q4_0-calibrated"])
-        claims.append({"claim": "calibrated 4 bits beat nearest", "nearest": nearest, "calibrated": calibrated, "nats": nats,
-                       "holds": calibrated["mean_kl"] < nearest["mean_kl"] and nats["high"] < 0})  # fmt: skip
-    for claim in claims:
-        told = {key: value for key, value in claim.items() if key not in ("claim", "holds")}
-        print(f"{'holds' if claim['holds'] else 'MISSED':7} {claim['claim']}: {json.dumps(told)}")
-    if args.json:
-        args.json.write_text(json.dumps(claims, indent=1) + "\n")
+        rows.append({"name": f"four bits, nats a reference answer, {nats['rows']} test rows", "ours": "Q4_0-calibrated", "peer": "Q4_0",
+                     "value": nats["calibrated"], "peer_value": nats["nearest"], "unit": "nats",
+                     "ratio": nats["calibrated"] / nats["nearest"],
+                     "aim": "interval of the difference below 0", "met": nats["high"] < 0, "difference": nats})  # fmt: skip
+        m.write(args.json, rows)
+        if not args.quick:
+            mixed, _ = measured(args.model, args.store, count, ["Q8_0-calibrated"], BUDGET)
+            rows += near("Q8_0-calibrated, mixed", mixed["Q8_0-calibrated"])
+            m.write(args.json, rows)
+    print(m.machine())
+    for row in rows:
+        print(f"{'met' if row['met'] else 'NOT met':7} {row['name']}: {row['ours']} {row['value']:.4g}"
+              + (f", {row['peer']} {row['peer_value']:.4g}" if row["peer"] else "") + f" {row['unit']}, aim {row['aim']}")  # fmt: skip
 
 
 if __name__ == "__main__":

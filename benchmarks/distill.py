@@ -33,7 +33,10 @@ def main() -> None:
     asked.add_argument("--seeds", type=int, default=5)
     asked.add_argument("--epochs", type=float, default=10.0)
     asked.add_argument("--take", type=int, help="only so many training rows, to see what scarcity does")
+    asked.add_argument("--quick", action="store_true", help="one seed, one epoch, 2,000 rows")
     given = asked.parse_args()
+    if given.quick:
+        given.seeds, given.epochs, given.take = 1, 1.0, 2000
     source, reference = opened(given)
     found: list[dict[str, Any]] = []
     for seed in range(given.seeds):

@@ -160,8 +160,11 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--folder", type=Path, help="where the random model is kept")
     parser.add_argument("--direct", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="one round of 32 tokens")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.quick:
+        args.runs, args.tokens = 1, 32
     if args.direct:
         print(json.dumps(direct(args.model, args.engine, args.direct, args.tokens, args.slots)))
         return

@@ -1,6 +1,6 @@
 """How fast is Tier 1? Against reading the two files once from the page cache, with as many threads, in the same run.
 
-    python benchmarks/trace_speed.py FOLDER [--peer PYTHON] [--runs 5] [--gb 1]
+    python benchmarks/trace_speed.py FOLDER [--peer PYTHON] [--runs 5] [--gb 1] [--quick] [--json FILE]
 
 Makes a pair of bfloat16 models of a gigabyte each in FOLDER (kept), warms the page cache, then alternates plain reads and
 Tier 1 (every exact test on every weight), each in a process of its own, and prints medians. `--peer`: a Python that has
@@ -20,6 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import _measure as m
 import numpy as np
 
 WIDTH, NEURONS, HEADS, KV, VOCABULARY = 2048, 5504, 16, 4, 8000
@@ -132,8 +133,12 @@ def main() -> None:
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--gb", type=float, default=1.0)
+    parser.add_argument("--quick", action="store_true", help="three rounds of a quarter of a gigabyte each")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     parser.add_argument("--work", choices=["read", "tier1"])
     asked = parser.parse_args()
+    if asked.quick:
+        asked.gb, asked.runs = 0.25, 3
     base, child = make(asked.folder, asked.gb)
     if asked.work:
         print(json.dumps(work(asked.work, child, base)))
@@ -161,10 +166,20 @@ def main() -> None:
             f"ratio of {key}: {statistics.median(ratios):.2f} (of single runs {min(ratios):.2f} to {max(ratios):.2f})"
         )
     print(f"log10 p {middle['tier1']['log10_p']:.0f}")
-    _whole(
+    rows = [
+        m.row(f"Tier 1 on {size:.2f} GB, {unit}", "every exact test", "reading both files once", middle["tier1"][key], middle["read"][key],
+              unit, "<= 1.5")
+        for key, unit in (("seconds", "seconds"), ("cpu", "CPU-seconds"))
+    ]  # fmt: skip
+    rows.append({"name": "memory at most", "ours": "every exact test", "peer": None, "value": middle["tier1"]["mib"], "peer_value": None,
+                 "unit": "MiB", "ratio": None, "aim": "<= 1024 MiB", "met": middle["tier1"]["mib"] <= 1024})  # fmt: skip
+    sample = _whole(
         "crab trace --sample",
         [sys.executable, "-m", "hermitcrab", "trace", str(child), str(base), "--sample", "--quiet"],
     )
+    rows.append({"name": "crab trace --sample", "ours": "from start to end", "peer": None, "value": sample, "peer_value": None,
+                 "unit": "seconds", "ratio": None, "aim": "<= 2 seconds", "met": sample <= 2})  # fmt: skip
+    m.write(asked.json, rows)
     if asked.peer:
         _whole("modeldna compare", [str(asked.peer.parent / "modeldna"), "compare", str(child), str(base), "--json"])
         _whole(
@@ -173,8 +188,8 @@ def main() -> None:
         )
 
 
-def _whole(name: str, command: list[str]) -> None:
-    """A command from start to end, the better of two (the first may compile)."""
+def _whole(name: str, command: list[str]) -> float:
+    """Seconds of a command from start to end, the better of two (the first may compile)."""
     best = None
     for _ in range(2):
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -183,6 +198,7 @@ def _whole(name: str, command: list[str]) -> None:
         took = time.perf_counter() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         best = took if best is None else min(best, took)
     print(f"{name}: {best[0]:.2f} s, {best[1]:.2f} CPU-s")
+    return best[0]
 
 
 if __name__ == "__main__":

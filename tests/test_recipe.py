@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,7 +121,7 @@ def test_show_prints_the_whole_recipe_which_reads_back_the_same(tmp_path, capsys
 def test_the_shipped_schema_is_the_schema():
     import hermitcrab
 
-    shipped = (recipe.Path(hermitcrab.__file__).parent / "recipe.schema.json").read_text()
+    shipped = (Path(hermitcrab.__file__).parent / "recipe.schema.json").read_text()
     assert shipped == recipe.json_schema(), "run: crab schema > src/hermitcrab/recipe.schema.json"
 
 

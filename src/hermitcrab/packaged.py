@@ -16,7 +16,7 @@ from hermitcrab.lineage.card import plain
 from hermitcrab.lineage.verify import entries, of_a_hub, verify
 from hermitcrab.models.tokenizer import read_json_file
 from hermitcrab.progress import progress, say, warn
-from hermitcrab.references import fetch, resolve
+from hermitcrab.references import Resolved, fetch, resolve
 from hermitcrab.store import Store
 
 RECORD = "hermitcrab.json"
@@ -64,37 +64,53 @@ def find_package(what: str, store: Store, key: Path | None = None, unverified: b
         UsageError: no such package, or what is none, without `unverified`.
         Contradiction, HermitcrabError: one that does not verify, without `unverified`; a file that cannot be sent.
     """
-    path = _folder(what, store)
+    path, _ = place_of(what, store)
+    if not path.is_dir():
+        raise UsageError(f"{what}: expected the folder of a package. Received: a file")
     if not (path / RECORD).is_file() and not unverified:
-        raise UsageError(
-            f"{what}: is no package (it has no {RECORD}), so nothing vouches for it; --unverified uses it all the same"
-        )
-    told = _check(path, key, unverified)
+        raise no_package(what)
+    told = vouched(path, key, unverified)
     record = _record(path) if (path / RECORD).is_file() else {}
     return Packaged(path, record, _files(path, told is not None), told)
 
 
-def _folder(what: str, store: Store) -> Path:
+def place_of(what: str, store: Store) -> tuple[Path, Resolved]:
+    """Where the package or model lies that a user names: a folder, a run's name or folder, or a reference.
+
+    Raises:
+        UsageError: no such thing.
+        HermitcrabError: a run without a package.
+    """
     runs = store.runs()
     named = what.removeprefix("run:")
     path = Path(what).expanduser()
     if path.is_dir():
         inside = path / "package"
-        return inside if (path / "run.json").is_file() and inside.is_dir() else path
+        path = inside if (path / "run.json").is_file() and inside.is_dir() else path
+        return path, Resolved(what, what, "", path, None, "folder")
     if named in runs:
         path = Path(runs[named]["folder"]) / "package"
         if not path.is_dir():
             raise HermitcrabError(f"run {named} has no package at {path}; the same `crab run` makes it")
-        return path
+        return path, Resolved(what, f"run:{named}", "", path, None, "folder")
     if ":" not in what and not path.exists():
-        raise UsageError(f"{what}: no such folder or run{did_you_mean(what, runs) if runs else ''}")
-    path = fetch(resolve(what, None, store), store)
-    if not path.is_dir():
-        raise UsageError(f"{what}: expected the folder of a package. Received: a file")
-    return path
+        raise UsageError(f"{what}: no such folder, file or run{did_you_mean(what, runs) if runs else ''}")
+    found = resolve(what, None, store)
+    return fetch(found, store), found
 
 
-def _check(path: Path, key: Path | None, unverified: bool) -> str | None:
+def no_package(what: str) -> UsageError:
+    return UsageError(
+        f"{what}: is no package (it has no {RECORD}), so nothing vouches for it; --unverified uses it all the same"
+    )
+
+
+def vouched(path: Path, key: Path | None, unverified: bool) -> str | None:
+    """What verification found of a package; None where it found fault and `unverified` uses it all the same.
+
+    Raises:
+        Contradiction, HermitcrabError: it does not verify.
+    """
     found = verify(path, key)
     if found.ok:
         say(f"{path}: {found.summary}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from hermitcrab.evaluate.statistics import (
     bootstrap_metric,
@@ -13,6 +13,7 @@ from hermitcrab.evaluate.statistics import (
     holm,
     mcnemar,
     paired_bootstrap,
+    paired_shares,
     smallest_effect,
     swap_test,
     wilson,
@@ -189,3 +190,44 @@ def test_a_handful_of_rows_can_show_nothing():
 @given(n=st.integers(60, 100_000))
 def test_more_rows_show_smaller_effects(n):
     assert smallest_effect(2 * n) < smallest_effect(n)
+
+
+Z2 = 1.959964**2
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "low", "high"),
+    [(0, 0, 16, -Z2 / (16 + Z2), Z2 / (16 + Z2)), (50, 0, 50, (50 - Z2) / (50 + Z2), 1.0)],
+)
+def test_the_score_interval_has_a_closed_form_where_nothing_or_all_turned(
+    gained: int, lost: int, n: int, low: float, high: float
+) -> None:
+    found, turned = paired_shares(gained, lost, n), paired_shares(lost, gained, n)
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+    assert (turned.low, turned.high) == (pytest.approx(-found.high, abs=1e-9), pytest.approx(-found.low, abs=1e-9))
+
+
+@pytest.mark.parametrize(("gained", "lost", "n"), [(9, 4, 44), (0, 3, 100), (12, 9, 1066)])
+def test_the_limits_are_where_the_score_test_rejects(gained: int, lost: int, n: int) -> None:
+    """The likeliest shares that differ by a limit, found by search, put the observed difference z standard errors away."""
+    found = paired_shares(gained, lost, n)
+    assert found.low < (gained - lost) / n < found.high
+    for delta in (found.low, found.high):
+
+        def unlikely(q: float, delta: float = delta) -> float:
+            shares = np.maximum([q + delta, q, 1 - 2 * q - delta], 1e-300)
+            return -float(np.log(shares) @ [gained, lost, n - gained - lost])
+
+        q = optimize.minimize_scalar(
+            unlikely, bounds=(max(0.0, -delta), (1 - delta) / 2), method="bounded", options={"xatol": 1e-12}
+        ).x
+        apart = abs(gained - lost - n * delta) / np.sqrt(n * (2 * q + delta - delta**2))
+        assert apart == pytest.approx(1.959964, abs=1e-3)
+
+
+def test_the_score_interval_covers_where_few_rows_turn() -> None:
+    rng, hits, gain, loss, n = np.random.default_rng(0), 0, 0.004, 0.008, 150
+    for gained, lost, _ in rng.multinomial(n, [gain, loss, 1 - gain - loss], 1000):
+        found = paired_shares(int(gained), int(lost), n)
+        hits += found.low <= gain - loss <= found.high
+    assert hits >= 940

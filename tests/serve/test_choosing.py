@@ -60,8 +60,9 @@ def record(folder: Path, types: dict[str, dict[str, float]], **more: Any) -> Non
         if not file.exists():
             Export(folder, {"general.name": "small"}).write(kind, file)
         (about,) = describe_files(folder, [f"gguf/{file.name}"])
-        entries.append({"format": "gguf", "type": kind, "file": about["path"], "sha256": about["sha256"], "size": about["size"],
-                        "parity": parity, **more})  # fmt: skip
+        entries.append(
+            {"format": "gguf", "type": kind, "file": about["path"], "files": [about], "parity": parity, **more}
+        )
     (folder / "hermitcrab.json").write_text(json.dumps({"compressed": entries}))
 
 
@@ -90,12 +91,24 @@ def test_where_every_file_is_worse_the_reference_serves_and_says_so(package: Pat
     assert "compress: {gguf: [Q8_0]}" in why
 
 
-def test_a_margin_that_was_set_decides_where_there_is_one() -> None:
-    assert tied({"parity": WORSE, "passed": True})
-    assert not tied({"parity": SAME, "passed": False})
+def test_what_is_shown_to_be_worse_is_not_served_unasked() -> None:
     assert tied({"parity": None})
     assert tied({"parity": SAME})
     assert not tied({"parity": WORSE})
+    assert tied({"parity": {"metric": "accuracy", "low": 0.01, "high": 0.1}})  # better
+    assert tied({"parity": {"metric": "perplexity", "low": -0.2, "high": -0.1}})
+    assert not tied({"parity": {"metric": "perplexity", "low": 0.1, "high": 0.2}})
+
+
+def test_an_entry_that_is_none_is_told_and_nothing_is_loaded(package: Path) -> None:
+    for entry in (
+        {"format": "gguf"},
+        {"format": "gguf", "type": "Q8_0", "file": "a", "files": [{"path": "a"}]},
+        "gguf",
+    ):
+        (package / "hermitcrab.json").write_text(json.dumps({"compressed": [entry]}))
+        with pytest.raises(HermitcrabError, match="`compressed`"):
+            choose(opened_at(package))
 
 
 def test_an_engine_that_is_asked_for_is_taken_and_told(package: Path) -> None:

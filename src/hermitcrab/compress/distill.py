@@ -15,13 +15,15 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hermitcrab.compress import folders
+from hermitcrab.compress.folders import FolderForm
 from hermitcrab.compress.lessons import Lessons
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError, did_you_mean
 from hermitcrab.store import read_json, write_json
 
 if TYPE_CHECKING:
-    from hermitcrab.compress import Made, Source
+    from hermitcrab.compress import Made
     from hermitcrab.recipe import Compress
     from hermitcrab.tasks import Start
 
@@ -30,7 +32,7 @@ FIXED = ("vocab_size", "num_channels", "image_size", "id2label", "label2id", "nu
 FINAL_BITS = 16.0
 
 
-class Distill:
+class Distill(FolderForm):
     format: ClassVar[str] = "distill"
 
     @classmethod
@@ -61,11 +63,8 @@ class Distill:
     def bits(cls, part: Compress, kind: str) -> float:
         return FINAL_BITS  # a student is smaller than this by its shape, which a recipe alone does not tell
 
-    def __init__(self, source: Source):
-        self.source = source
-
     def make(self, kind: str, folder: Path) -> Made:
-        from hermitcrab.compress import folders, learning
+        from hermitcrab.compress import learning
 
         source, asked = self.source, self.source.compress.distill
         assert asked is not None
@@ -86,21 +85,6 @@ class Distill:
             os.replace(learnt, target)
         told = {"start": asked.start, "teacher": {**source.about, "digest": parent}, **told, "learnt": found["told"]}
         return folders.made(target, told, facts | {"plan": found["plan"]})
-
-    def start(self, kind: str, folder: Path, made: Made) -> Start:
-        from hermitcrab.compress import learning
-
-        return learning.start_of(self.source, folder / kind)
-
-    @staticmethod
-    def said(path: Path) -> dict[str, str | None]:
-        from hermitcrab.compress import folders
-
-        return folders.said(path)
-
-    @classmethod
-    def pace(cls, start: Start) -> None:
-        """By the task itself: it is a model of torch as its teacher is."""
 
     def _layers(self, target: Path) -> dict[str, Any]:
         """The teacher with evenly chosen layers, as its files."""

@@ -15,7 +15,9 @@ from hermitcrab.models.formats import open_weights
 from hermitcrab.store import disk_errors
 
 if TYPE_CHECKING:
+    from hermitcrab.compress import Source
     from hermitcrab.models.formats import Weights
+    from hermitcrab.tasks import Start
 
 PREFIX = "hermitcrab."
 BITS = {"F64": 64.0, "F32": 32.0, "F16": 16.0, "BF16": 16.0}
@@ -57,3 +59,23 @@ def made(folder: Path, told: dict[str, Any], facts: dict[str, Any], reasons: dic
         for name, info in weights.tensors.items()
     )
     return Made(tuple(f"{folder.name}/{name}" for name in names), tensors, told, facts)
+
+
+class FolderForm:
+    """What the forms share whose result is such a folder: how it is opened again, and that the task itself is timed."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def start(self, kind: str, folder: Path, made: Made) -> Start:
+        from hermitcrab.compress import learning
+
+        return learning.start_of(self.source, folder / kind)
+
+    @staticmethod
+    def said(path: Path) -> dict[str, str | None]:
+        return said(path)
+
+    @classmethod
+    def pace(cls, start: Start) -> None:
+        """By the task itself: it is a model of torch as the one that it was made from."""

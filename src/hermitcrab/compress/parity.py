@@ -138,6 +138,7 @@ class Parity:
 
         from hermitcrab.evaluate.answers import read
         from hermitcrab.evaluate.metrics import available
+        from hermitcrab.evaluate.statistics import paired_shares
         from hermitcrab.evaluate.value_added import compare
         from hermitcrab.tasks import load_task
 
@@ -152,6 +153,11 @@ class Parity:
             confidence=part.confidence, resamples=part.resamples, seed=part.seed,
         )["pairs"]  # fmt: skip
         pair = pairs[0]
+        if (
+            pair["low"] is not None and name not in UNBOUNDED
+        ):  # a share of rows: where few rows turn, resampling them says too much
+            shares = paired_shares(pair["gained"], pair["lost"], len(a), part.confidence)
+            pair = {**pair, "low": min(pair["low"], shares.low), "high": max(pair["high"], shares.high)}
         stated = source.compress.target.max_loss if source.compress.target else self.stated
         margin = margin_of(stated, name, pair["b_value"])
         changed = sum(x != y for x, y in zip(a.prediction, b.prediction, strict=True))

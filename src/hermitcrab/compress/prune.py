@@ -12,19 +12,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hermitcrab.compress import folders
+from hermitcrab.compress.folders import FolderForm
 from hermitcrab.compress.lessons import Lessons
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError
 
 if TYPE_CHECKING:
-    from hermitcrab.compress import Made, Source
+    from hermitcrab.compress import Made
     from hermitcrab.recipe import Compress
-    from hermitcrab.tasks import Start
 
 FINAL_BITS = 16.0  # of a weight in bfloat16, which most recipes ship
 
 
-class Prune:
+class Prune(FolderForm):
     format: ClassVar[str] = "prune"
 
     @classmethod
@@ -51,11 +52,8 @@ class Prune:
         whole = part.prune is None or part.prune.method == "magnitude"  # zeros are stored as any other number
         return FINAL_BITS * (1.0 if whole else _shares(part)[kind])
 
-    def __init__(self, source: Source):
-        self.source = source
-
     def make(self, kind: str, folder: Path) -> Made:
-        from hermitcrab.compress import folders, learning
+        from hermitcrab.compress import learning
 
         source, asked = self.source, self.source.compress.prune
         assert asked is not None
@@ -82,21 +80,6 @@ class Prune:
         if asked.method == "magnitude":
             told |= self._sizes(target, told)
         return folders.made(target, told, facts, told.pop("reasons", None))
-
-    def start(self, kind: str, folder: Path, made: Made) -> Start:
-        from hermitcrab.compress import learning
-
-        return learning.start_of(self.source, folder / kind)
-
-    @staticmethod
-    def said(path: Path) -> dict[str, str | None]:
-        from hermitcrab.compress import folders
-
-        return folders.said(path)
-
-    @classmethod
-    def pace(cls, start: Start) -> None:
-        """By the task itself: it is a model of torch as its parent is."""
 
     def _cut(self, keep: float, target: Path) -> dict[str, Any]:
         """The derived model without what goes, in its final precision; what is to be told of it."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from hermitcrab.digest import describe_files, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
+from hermitcrab.evaluate.metrics import LOWER_IS_BETTER
 from hermitcrab.models import ggml
 from hermitcrab.models.formats import open_weights
 from hermitcrab.models.tokenizer import read_json_file, read_tokenizer
@@ -171,26 +172,28 @@ def forms(opened: Opened) -> list[Form]:
     if not (path / RECORD).is_file():
         return found
     for entry in read_json_file(path / RECORD).get("compressed", []):
-        files = entry.get("files") or [{"path": entry["file"], "sha256": entry["sha256"], "size": entry["size"]}]
-        place = path / entry["file"]
+        try:
+            files = [{key: f[key] for key in ("path", "sha256", "size")} for f in entry["files"]]
+            kind, type, place = str(entry["format"]), str(entry["type"]), path / entry["file"]
+        except (TypeError, KeyError) as error:
+            raise HermitcrabError(
+                f"{path / RECORD}: expected in `compressed` entries with format, type, file and files. Received: {str(entry)[:80]}"
+            ) from error
         if not place.resolve().is_relative_to(path.resolve()):
             raise HermitcrabError(f"{path / RECORD}: `{entry['file'][:80]}` leads out of the package")
         root = place.parent
         inside = [{**f, "path": (path / f["path"]).relative_to(root).as_posix()} for f in files]
-        found.append(
-            Form(entry["format"], entry["type"], root if entry["format"] == "openvino" else place, inside, tied(entry))
-        )
+        found.append(Form(kind, type, root if kind == "openvino" else place, inside, tied(entry)))
     return found
 
 
 def tied(entry: dict[str, Any]) -> bool:
-    """Were its answers no worse than the model's own: by its margin where one was set, else by whether the interval covers zero."""
+    """Were its answers not shown to be worse than the model's own: the interval of the difference covers zero, or is better?"""
     parity = entry.get("parity") or {}
-    passed = entry.get("passed", parity.get("passed"))
-    if passed is not None:
-        return bool(passed)
     low, high = parity.get("low"), parity.get("high")
-    return low is None or high is None or low <= 0 <= high
+    if low is None or high is None:
+        return True
+    return low <= 0 if parity.get("metric") in LOWER_IS_BETTER else high >= 0
 
 
 def reads(engine: str, form: Form) -> bool:

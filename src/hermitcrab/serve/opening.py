@@ -13,24 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from hermitcrab.digest import describe_files, digest_json
-from hermitcrab.errors import Contradiction, HermitcrabError, UsageError, did_you_mean
+from hermitcrab.errors import HermitcrabError
 from hermitcrab.lineage.bundle import NAME as SIGNATURE
 from hermitcrab.lineage.bundle import read_bundle
-from hermitcrab.lineage.verify import verify
 from hermitcrab.models.base import describe
 from hermitcrab.models.formats import open_weights
 from hermitcrab.models.formats.weights import Stamp
 from hermitcrab.models.load import load_text
 from hermitcrab.models.tokenizer import FILES as TOKENIZER_FILES
 from hermitcrab.models.tokenizer import TextTokenizer, read_json_file, read_tokenizer
+from hermitcrab.packaged import RECORD, no_package, place_of, vouched
 from hermitcrab.progress import say, warn
 from hermitcrab.recipe import Base, Train
-from hermitcrab.references import Resolved, fetch, resolve
+from hermitcrab.references import Resolved
 from hermitcrab.store import Store
 from hermitcrab.tasks import TASKS, Start, load_task, task_that_opens
 from hermitcrab.tasks.encoding import Encoder, load_encoder
 
-RECORD = "hermitcrab.json"
 VECTORS = "feature-extraction"
 """What an encoder of texts does, by its Hugging Face pipeline name; none is made here, so it is no task."""
 
@@ -94,11 +93,11 @@ def open_model(
         UsageError: no such model, or one that is no package, without `unverified`.
         Contradiction, HermitcrabError: a package that does not verify, without `unverified`.
     """
-    path, resolved = _find(what, store)
+    path, resolved = place_of(what, store)
     if not (path / RECORD).is_file():
         return _open_bare(what, path, resolved, unverified, bare)
     stamps = stamps_of(path, [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()])
-    told = _check(path, key, unverified)
+    told = vouched(path, key, unverified)
     record = _record(path)
     reads_text = load_task(record["task"]).reads_text
     base = describe(path, resolved, Base(path=what, license=record["license"]), reads_text)
@@ -126,30 +125,9 @@ def stamps_of(root: Path, names: Iterable[str]) -> dict[Path, Stamp]:
     return {path: Stamp.of(path.stat()) for name in names if (path := root / name).is_file()}
 
 
-def _find(what: str, store: Store) -> tuple[Path, Resolved]:
-    runs = store.runs()
-    named = what.removeprefix("run:")
-    path = Path(what).expanduser()
-    if path.is_dir():
-        inside = path / "package"
-        path = inside if (path / "run.json").is_file() and inside.is_dir() else path
-        return path, Resolved(what, what, "", path, None, "folder")
-    if named in runs:
-        path = Path(runs[named]["folder"]) / "package"
-        if not path.is_dir():
-            raise HermitcrabError(f"run {named} has no package at {path}; the same `crab run` makes it")
-        return path, Resolved(what, f"run:{named}", "", path, None, "folder")
-    if ":" not in what and not path.exists():
-        raise UsageError(f"{what}: no such folder, file or run{did_you_mean(what, runs) if runs else ''}")
-    found = resolve(what, None, store)
-    return fetch(found, store), found
-
-
 def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool, bare: bool) -> Opened:
     if not unverified and not bare:
-        raise UsageError(
-            f"{what}: is no package (it has no {RECORD}), so nothing vouches for it; --unverified uses it all the same"
-        )
+        raise no_package(what)
     if bare:
         say(f"{what}: is no package; nothing vouches for it but the digest that is told")
     else:
@@ -194,18 +172,6 @@ def _open_encoder(what: str, path: Path, file: Path) -> Opened:
     return Opened(
         base["name"], VECTORS, Start(base, path), Train(), None, [], False, 0, None, read_tokenizer(path), stamps
     )
-
-
-def _check(path: Path, key: Path | None, unverified: bool) -> str | None:
-    found = verify(path, key)
-    if found.ok:
-        say(f"{path}: {found.summary}")
-        return found.summary
-    why = f"{path}: {found.summary}: " + "; ".join(check.message for check in found.failures[:3])
-    if not unverified:
-        raise (Contradiction if found.contradiction else HermitcrabError)(f"{why}. --unverified uses it all the same")
-    warn(f"{why}. It is used because of --unverified")
-    return None
 
 
 def _record(path: Path) -> dict[str, Any]:
