@@ -36,7 +36,7 @@ def test_nothing_is_used_that_nothing_vouches_for(folder):
     (folder / "hermitcrab.json").unlink()
     with pytest.raises(UsageError, match="is no package"):
         find_package(str(folder), Store(folder / "no-store"))
-    with pytest.raises(UsageError, match="no such folder or run"):
+    with pytest.raises(UsageError, match="no such folder, file or run"):
         find_package(str(folder / "nothing"), Store(folder / "no-store"))
 
 

@@ -31,8 +31,10 @@ def test_a_thousand_streams_and_a_short_soak(tmp_path):
         str(out),
     ]
     ran = subprocess.run(command, cwd=tmp_path, env=os.environ.copy(), capture_output=True, text=True)
-    told = json.loads(out.read_text()) if out.exists() else {}
-    assert ran.returncode == 0, (ran.stderr[-2000:], told)
+    listed = json.loads(out.read_text()) if out.exists() else []
+    assert ran.returncode == 0, (ran.stderr[-2000:], listed)
+    assert all(row["met"] for row in listed), listed
+    told = listed[-1]["counted"]
     many = told["thousand"]
     assert many["streams"] == 1000
     assert many["accepted"] == many["complete"] == many["as_a_lone_one"] >= 100
