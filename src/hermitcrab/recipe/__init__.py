@@ -23,11 +23,11 @@ from pydantic import (
 from hermitcrab import searching
 from hermitcrab.errors import UsageError, did_you_mean
 from hermitcrab.recipe.compress import Compress, Distill, GgufType, Heal, Prune, Target
+from hermitcrab.recipe.data import Data, Source, Split
 from hermitcrab.recipe.parts import (
     Base,
     Baseline,
     Cluster,
-    Data,
     Evaluate,
     Format,
     Lora,
@@ -35,8 +35,6 @@ from hermitcrab.recipe.parts import (
     Package,
     Part,
     Report,
-    Source,
-    Split,
     Train,
     Tune,
 )

@@ -1,0 +1,58 @@
+"""The part of a recipe that says where rows come from and what becomes of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from hermitcrab.recipe.parts import Count, Digest, Format, Part, Seed, Share, one_or_many
+
+
+class Source(Part):
+    path: str
+    """A file, `pypi:NAME==VERSION/PATH-IN-WHEEL` or `deb:NAME=VERSION/PATH-IN-PACKAGE`."""
+    license: str
+    """SPDX id, or `LicenseRef-…` for terms that have none."""
+    sha256: Digest | None = None
+    """Digest of the file (required for `pypi:` and `deb:`)."""
+    type: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "lines", "idx"] = "auto"
+    """What the file is; `auto` goes by its ending (`.gz` is unpacked). `text`: a row is a paragraph; `lines`: a line; `idx`: images
+    as MNIST has them, with their `labels`."""
+    labels: str | None = None
+    """For `idx`: the file of the labels, a reference like `path`."""
+    labels_sha256: Digest | None = None
+    """Digest of the file of the labels."""
+    format: Format = "prompt-completion"
+    """What a row is."""
+    columns: dict[str, str] = {}
+    """Wanted column → a column of the file, or a text with `{column}` in it."""
+    values: dict[str, dict[str, str]] = {}
+    """Column of the file → its values, renamed (`{label: {"0": negative, "1": positive}}`). Others are an error."""
+    where: dict[str, str] = {}
+    """Column of the file → the only value that is taken."""
+    document: str | None = None
+    """A column that names the document or user of a row: splits never cut through one, errors are clustered by it."""
+
+
+class Split(Part):
+    validation: Annotated[int, Field(ge=0)] | Share = 0.1
+    """Rows (or share) held out for choices: early stop, calibration. Unused where a validation source is given."""
+    test: Annotated[int, Field(ge=0)] | Share = 0.1
+    """Rows (or share) that only `evaluate` opens. Unused where a test source is given."""
+    seed: Seed = 0
+
+
+class Data(Part):
+    train: Annotated[list[Source], BeforeValidator(one_or_many), Field(min_length=1)]
+    validation: Annotated[list[Source], BeforeValidator(one_or_many)] = []
+    test: Annotated[list[Source], BeforeValidator(one_or_many)] = []
+    clean: list[Literal["normalize", "exact-dedup", "decontaminate"]] = ["normalize", "exact-dedup", "decontaminate"]
+    """Filters, in this order."""
+    normalize: Literal["NFC", "NFKC"] = "NFC"
+    """Unicode form that `normalize` brings text to."""
+    split: Split = Split()
+    take: Count | None = None
+    """Use only so many training rows (drawn by the split's seed)."""
+    on_error: Literal["stop", "drop"] = "stop"
+    """What a bad row does: stop the run, or be dropped and counted."""
