@@ -146,7 +146,10 @@ train: {method: full}
         (["train.sequence_length=99"], "train.sequence_length: means nothing to image-classification"),
         (["evaluate.choices=[a, b]"], "evaluate.choices: means nothing to image-classification"),
         (["evaluate.few_shot=2"], "evaluate.few_shot: means nothing"),
-        (["evaluate.baselines=[tfidf-logreg]"], "evaluate.baselines: image-classification has no baseline `tfidf-logreg`"),
+        (
+            ["evaluate.baselines=[tfidf-logreg]"],
+            "evaluate.baselines: image-classification has no baseline `tfidf-logreg`",
+        ),
         (["compress={gguf: [Q8_0]}"], "compress.gguf: image-classification can be compressed to: onnx, prune, distill"),
         (["evaluate.metrics=[perplexity]"], "evaluate.metrics: image-classification has no metric `perplexity`"),
         (

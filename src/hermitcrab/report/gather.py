@@ -180,10 +180,7 @@ def _texts(row_ids: list[str], against: str, artifacts: Mapping[str, Artifact]) 
             "row_id": row,
             "question": excerpt(_question(found[row])),
             "reference": excerpt(str(answers["derived"][row]["reference"])),
-            "answers": {
-                model: excerpt(_said(told[row]["prediction"]))
-                for model, told in answers.items()
-            },
+            "answers": {model: excerpt(_said(told[row]["prediction"])) for model, told in answers.items()},
         }
         for row in row_ids[:TEXTS]
     ]
