@@ -164,7 +164,8 @@ def read_on(on: str, store: Store, how: How) -> tuple[pa.Table, dict[str, Any]]:
             raise UsageError(f"{on}: the rows of a run are read already; --labels and --type are for a file of rows")
         resolved = resolve(f"run:{name}/prepare", None, store)
         table = pq.read_table(fetch(resolved, store) / "test.parquet")
-        form = next(form for form, columns in FORMATS.items() if set(columns) <= set(table.column_names))
+        fitting = [form for form, columns in FORMATS.items() if set(columns) <= set(table.column_names)]
+        form = max(fitting, key=lambda form: len(FORMATS[form]))  # a text with a label is also a text
         split, digest = "test", resolved.identity
     else:
         # The reader of every source; nothing is made of these rows that a license could bind.
