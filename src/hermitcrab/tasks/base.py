@@ -86,7 +86,7 @@ class BaseTask:
     baselines: ClassVar[tuple[str, ...]] = ()
     """Names, of `evaluate.baselines.BASELINES` or of `own_baselines`."""
     own_baselines: ClassVar[Mapping[str, Callable[..., Any]]] = {}
-    """Name → (task class, training, validation and test rows) -> `evaluate.baselines.Baseline`."""
+    """Name → (task class, training, validation and test rows) -> `evaluate.baseline.Baseline`."""
     kind: ClassVar[str] = ""
     """Of transformers' mappings (`MODEL_FOR_…_MAPPING`); of no use to a task that has `build`."""
     reads_text: ClassVar[bool] = False
@@ -197,6 +197,11 @@ class BaseTask:
     @classmethod
     def features(cls, rows: pa.Table) -> Any:
         return cls.texts(rows)
+
+    @classmethod
+    def learnt_features(cls, train: pa.Table, rows: pa.Table) -> tuple[Any, Any]:
+        """What baselines learn from and are asked, where features are fitted on the first."""
+        return cls.features(train), cls.features(rows)
 
     @classmethod
     def work(cls, recipe: Recipe, base: dict[str, Any], rows: Mapping[str, float], test: Path | None) -> Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-OWN = {"mlp": "hermitcrab.models.architectures.mlp"}
+OWN = {"mlp": "hermitcrab.models.architectures.mlp", "ft-transformer": "hermitcrab.models.architectures.ft_transformer"}
 
 
 def complete(config: dict[str, Any], where: str) -> dict[str, Any]:
