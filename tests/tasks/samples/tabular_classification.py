@@ -7,7 +7,7 @@ RECIPE = """
 name: sample
 task: tabular-classification
 base: {path: scratch, license: MIT, init_seed: 3,
-       architecture: {model_type: ft-transformer, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}}
+       architecture: {model_type: ft-transformer, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, dropout: 0.0}}
 data:
   train: {path: rows.csv, format: tabular, license: CC0-1.0, columns: {target: Status}}
   split: {validation: 20, test: 40}
