@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hermitcrab.errors import HermitcrabError, needs
-from hermitcrab.evaluate import tables
+from hermitcrab.evaluate import recommending, tables
 from hermitcrab.evaluate.baseline import Baseline
 from hermitcrab.progress import progress
 
@@ -167,6 +167,7 @@ BASELINES: dict[str, Callable[[Any, Any, Any, Any], Baseline]] = {
     "tfidf-logreg": _tfidf_logreg,
     "logistic-regression": _logistic_regression,
     **tables.BASELINES,
+    **recommending.BASELINES,
 }
 """By their names in a recipe: (task, training, validation and test rows) -> answers to the test rows. A task brings its own
 (`own_baselines`)."""

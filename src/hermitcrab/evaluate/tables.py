@@ -77,7 +77,7 @@ def _boosted(
     if stops:
         more = {"eval_set": [(held, wanted)], "callbacks": [made.early_stopping(PATIENCE, verbose=False)]}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.simplefilter("ignore")  # it advises its own developers
         model.fit(x, target, categorical_feature=codes or "auto", **more)
     told = {
         "train_rows": len(x), "features": x.shape[1], "learning_rate": RATE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hermitcrab.recipe.parts import Count, Digest, Format, Part, Seed, Share, one_or_many
 
@@ -42,7 +42,17 @@ class Split(Part):
     """Rows (or share) held out for choices: early stop, calibration. Unused where a validation source is given."""
     test: Annotated[int, Field(ge=0)] | Share = 0.1
     """Rows (or share) that only `evaluate` opens. Unused where a test source is given."""
+    by: str | None = None
+    """A column of numbers (the `time` of interactions): the largest are held out, in the place of a draw."""
+    within: str | None = None
+    """With `by`: hold out the largest of each value of this column (of each `user`), not of all rows together."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _within_needs_by(self) -> Split:
+        if self.within is not None and self.by is None:
+            raise ValueError(f"within needs by, a column of numbers. Received: within={self.within}")
+        return self
 
 
 class Data(Part):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 GROUP = "hermitcrab.tasks"  # of entry points
 TASKS = {
     "image-classification": "hermitcrab.tasks.image_classification:ImageClassification",
+    "recommendation": "hermitcrab.tasks.recommendation:Recommendation",
     "tabular-classification": "hermitcrab.tasks.tabular_classification:TabularClassification",
     "tabular-regression": "hermitcrab.tasks.tabular_regression:TabularRegression",
     "text-generation": "hermitcrab.tasks.text_generation:TextGeneration",

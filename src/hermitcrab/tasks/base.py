@@ -105,7 +105,7 @@ class BaseTask:
     """`crab serve` takes its packages; the others answer by `crab predict`."""
     why_not_split: ClassVar[str | None] = None
     """Why several processes could not agree with one: batch statistics, in-batch negatives."""
-    fitted_as: ClassVar[Mapping[str, type]] = {}
+    fitted_as: ClassVar[Mapping[str, Any]] = {}
     """What `fit` gives: each key with its type, which a record is held to."""
 
     def __init__(self, start: Start, train: Train):
@@ -136,8 +136,9 @@ class BaseTask:
     def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
         for key, kind in cls.fitted_as.items():
             if not isinstance(fitted.get(key), kind):
+                wanted, found = getattr(kind, "__name__", kind), str(fitted.get(key))[:60]
                 raise HermitcrabError(
-                    f"{where}: fitted: {key}: expected {kind.__name__}, as {cls.name} fits it. Received: {str(fitted.get(key))[:60]}"
+                    f"{where}: fitted: {key}: expected {wanted}, as {cls.name} fits it. Received: {found}"
                 )
         if odd := sorted(fitted.keys() - cls.fitted_as.keys()):
             raise HermitcrabError(f"{where}: fitted: {cls.name} fits no `{odd[0]}`")

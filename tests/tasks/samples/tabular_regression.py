@@ -17,7 +17,10 @@ def sample(folder: Path) -> Sample:
             "[mean, linear-regression, lightgbm-regressor], against: mean",
         ),
         ("target: Status", "target: y"),
-        ("ft-transformer, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, dropout: 0.0", "mlp, hidden_sizes: [16]"),
+        (
+            "ft-transformer, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, dropout: 0.0",
+            "mlp, hidden_sizes: [16]",
+        ),
     ):
         recipe = recipe.replace(old, new)
     (folder / "r.yaml").write_text(recipe, encoding="utf-8")
