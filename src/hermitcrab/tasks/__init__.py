@@ -34,6 +34,7 @@ TASKS = {
     "tabular-classification": "hermitcrab.tasks.tabular_classification:TabularClassification",
     "tabular-regression": "hermitcrab.tasks.tabular_regression:TabularRegression",
     "text-generation": "hermitcrab.tasks.text_generation:TextGeneration",
+    "time-series-forecasting": "hermitcrab.tasks.time_series_forecasting:TimeSeriesForecasting",
 }
 
 

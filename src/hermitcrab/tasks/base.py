@@ -393,7 +393,7 @@ class BaseTask:
         table = {"row_id": rows["row_id"], "reference": self.answers(rows), "prediction": [], **columns}
         table.setdefault("score", pa.array([None] * rows.num_rows, pa.float64()))
         if "document" in rows.column_names:
-            table["document"] = rows["document"]
+            table.setdefault("document", rows["document"])  # a task may group rows itself
         return pa.table(table).replace_schema_metadata({"prompt_digest": self.asked(rows, part)})
 
     def answer(self, model: nn.Module, inputs: list[Any], part: Asking) -> list[dict[str, Any]]:
