@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 GROUP = "hermitcrab.tasks"  # of entry points
 TASKS = {
     "image-classification": "hermitcrab.tasks.image_classification:ImageClassification",
+    "recommendation": "hermitcrab.tasks.recommendation:Recommendation",
+    "tabular-classification": "hermitcrab.tasks.tabular_classification:TabularClassification",
+    "tabular-regression": "hermitcrab.tasks.tabular_regression:TabularRegression",
     "text-generation": "hermitcrab.tasks.text_generation:TextGeneration",
+    "time-series-forecasting": "hermitcrab.tasks.time_series_forecasting:TimeSeriesForecasting",
 }
 
 
@@ -183,6 +187,11 @@ class Task(Protocol):
     @classmethod
     def features(cls, rows: pa.Table) -> Any:
         """What the baselines learn from: texts, or float32 [N, D]."""
+        ...
+
+    @classmethod
+    def learnt_features(cls, train: pa.Table, rows: pa.Table) -> tuple[Any, Any]:
+        """The features of both, fitted on the first."""
         ...
 
     @classmethod
