@@ -3,8 +3,9 @@
     python benchmarks/serve_load.py [--vllm PYTHON] [--streams 8 16] [--runs 3] [--json load.json]
 
 SmolLM2-135M, made as `serve.py` makes it: one Q4_0 file for `crab serve` and for llama.cpp, the same weights in bfloat16 for vLLM, which
-loads no such file (PYTHON: of an environment with vLLM). So many clients ask one prompt after another, no two alike, of about a hundred
-tokens, for 48 tokens each; every server may make as many answers at once as there are clients. The first answer of each client warms up.
+loads no such file (PYTHON: of an environment with vLLM; eager, for compiling takes minutes here). So many clients ask one prompt after
+another, no two alike, of about a hundred tokens, for 48 tokens each; every server may make as many answers at once as there are clients.
+The first answer of each client warms up.
 
 Told: wall time to the first token (median, and the ninth of ten), tokens a second, tokens a CPU-second of the server's processes.
 """
@@ -57,7 +58,7 @@ def vllm(python: str, paths: dict[str, str], streams: int, log: Path) -> Server:
         port = free.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", paths["safetensors"], "--served-model-name", "model",
                "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", str(POSITIONS),
-               "--max-num-seqs", str(streams)]  # fmt: skip
+               "--max-num-seqs", str(streams), "--enforce-eager"]  # fmt: skip
     known = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     known |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     began = time.perf_counter()
