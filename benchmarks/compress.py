@@ -122,6 +122,14 @@ def parity_table(entries: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def draw(json_file: Path | None, entries: list[dict[str, Any]]) -> None:
+    """The picture of size, loss and speed beside the JSON."""
+    from hermitcrab.report.picture import picture
+
+    if json_file is not None and (drawn := picture(entries)) is not None:
+        json_file.with_suffix(".svg").write_text(drawn)
+
+
 def near(name: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
     """How near a form is to the model, as rows; what it weighs and what the task lost beside them."""
     parity = entry["parity"]
@@ -179,6 +187,7 @@ def main() -> None:
                      "aim": "interval of the difference below 0", "met": nats["high"] < 0, "difference": nats})  # fmt: skip
         m.write(args.json, rows)
         print(parity_table(entries), "", sep="\n", flush=True)
+        draw(args.json, [entry for entry in entries.values() if "parity" in entry])
         if not args.quick:
             mixed, _ = measured(args.model, args.store, count, {"gguf": ["Q8_0-calibrated"]}, BUDGET, args.work)
             rows += near("Q8_0-calibrated, mixed", mixed["gguf Q8_0-calibrated"])
