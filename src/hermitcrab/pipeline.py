@@ -30,7 +30,7 @@ from hermitcrab.stages.collect import files_of
 from hermitcrab.stages.evaluate import check_rows
 from hermitcrab.stages.tune import chosen, trial_recipe
 from hermitcrab.store import Artifact, Store, disk_errors, sync_tree, write_json
-from hermitcrab.tasks import check_recipe, load_task
+from hermitcrab.tasks import check_recipe, load_task, outside_code
 
 if TYPE_CHECKING:
     pass
@@ -110,7 +110,9 @@ class Run:
         else:
             inputs = [{"stage": r.uri, "digest": r.identity} for r in self.resolved.values()]
         part = stage.slice(self.recipe).model_dump(mode="json")
-        return {"code": stage.code_digest(), "slice": self.by_uri(part), "inputs": inputs}
+        outside = outside_code(self.recipe.task) if "tasks" in stage.code else None
+        brought = {"task_code": outside} if outside else {}
+        return {"code": stage.code_digest(), **brought, "slice": self.by_uri(part), "inputs": inputs}
 
     def by_uri(self, value: Any) -> Any:
         """A slice as it is recorded: references as their uris, which name no folder of this machine."""
@@ -260,12 +262,13 @@ class Run:
         """The smallest difference that the test rows could show, told before it is known what they show."""
         import pyarrow.parquet as pq
 
+        from hermitcrab.evaluate.metrics import find
         from hermitcrab.evaluate.value_added import expected_effect
 
         part = self.recipe.evaluate
         rows = pq.read_metadata(self.artifacts["prepare"].payload / "test.parquet").num_rows
         deciding = load_task(self.recipe.task).deciding(part, self.recipe.data.train[0].format)
-        if part.against == "none" or deciding is None:
+        if part.against == "none" or deciding is None or find(deciding).right is None:
             return
         effect = expected_effect(rows, deciding, alpha=1 - part.confidence)
         if effect["difference"] is None:

@@ -15,12 +15,16 @@ import unicodedata
 from functools import cache
 from typing import Any, Literal
 
-from hermitcrab.data.tables import BINARY, FORMATS, Splits, answer, dump_messages, question, rows_of
+from hermitcrab.data.tables import FORMATS, Splits, answer, column_kind, dump_json, dump_messages, question, rows_of
 from hermitcrab.progress import progress
 
 Form = Literal["NFC", "NFKC"]
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_OTHER_ANSWER = {"image-label": "same image, other label"}
+_OTHER_ANSWER = {
+    "image-label": "same image, other label",
+    "text-label": "same text, other label",
+    "tabular": "same record, other target",
+}
 _MEANING = "%&*/\\@#"  # punctuation to Unicode, but not to formulas and code: 2*3 is no other spelling of 2/3
 
 
@@ -71,15 +75,29 @@ def normalize(splits: Splits, form: Form) -> None:
 def _texts(format: str, row: dict[str, Any]) -> list[str]:
     if format == "messages":
         return [message["content"] for message in json.loads(row["messages"])]
-    return [row[column] for column in FORMATS[format] if column not in BINARY]
+    return [row[column] for column in FORMATS[format] if column_kind(column) == "text"]
 
 
 def _normal_row(format: str, row: dict[str, Any], form: Form) -> dict[str, Any]:
     if format == "messages":
         messages = [{**m, "content": normalize_text(m["content"], form)} for m in json.loads(row["messages"])]
         return {**row, "messages": dump_messages(messages)}
-    texts = [column for column in FORMATS[format] if column not in BINARY]
-    return {**row, **{column: normalize_text(row[column], form) for column in texts}}
+    texts = {c: normalize_text(row[c], form) for c in FORMATS[format] if column_kind(c) == "text"}
+    inside = {c: _normal_json(row[c], form) for c in FORMATS[format] if column_kind(c) == "json"}
+    return {**row, **texts, **inside}
+
+
+def _normal_json(text: str, form: Form) -> str:
+    """JSON whose texts are in normal form; what holds none stays as it was."""
+
+    def normal(value: Any) -> Any:
+        if isinstance(value, str):
+            return normalize_text(value, form)
+        if isinstance(value, dict):
+            return {key: normal(inner) for key, inner in value.items()}
+        return [normal(inner) for inner in value] if isinstance(value, list) else value
+
+    return dump_json(normal(json.loads(text))) if '"' in text else text
 
 
 def exact_dedup(splits: Splits, form: Form) -> None:
@@ -95,7 +113,7 @@ def exact_dedup(splits: Splits, form: Form) -> None:
         with progress(f"comparing {split} rows", splits.tables[split].num_rows, "rows") as bar:
             for row in rows_of(splits.tables[split]):  # sorted by row id
                 key = _key(normalize_text(question(splits.format, row), form))
-                said = _key(normalize_text(answer(splits.format, row), form))
+                said = _key(normalize_text(str(answer(splits.format, row)), form))
                 if key not in answers:
                     answers[key] = said
                     reasons.append(None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,11 +25,15 @@ GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # inverse regularization strengths, tri
 
 @dataclass(frozen=True)
 class Baseline:
-    """Predictions in the order of the rows asked, their log-likelihoods (nats), and what was fitted on what."""
+    """Predictions in the order of the rows asked, their log-likelihoods (nats), and what was fitted on what.
 
-    predictions: list[str]
+    `columns` are others of the predictions table that the task's metrics look at (`scores`, the log-probability of each label).
+    """
+
+    predictions: list[Any]
     scores: list[float | None]
     fitted: dict[str, Any]
+    columns: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def majority(train: Sequence[str], test: Sequence[Any]) -> Baseline:
@@ -43,6 +47,14 @@ def majority(train: Sequence[str], test: Sequence[Any]) -> Baseline:
         [None] * len(test),
         {"train_rows": len(train), "label": label, "share_in_training": counts[label] / len(train)},
     )
+
+
+def mean(train: Sequence[float], test: Sequence[Any]) -> Baseline:
+    """The mean of the training rows for every row of `test`."""
+    if not train:
+        raise HermitcrabError("the baseline `mean` has no training rows")
+    value = float(np.mean(train))
+    return Baseline([value] * len(test), [None] * len(test), {"train_rows": len(train), "mean": value})
 
 
 def tfidf_logreg(
@@ -146,6 +158,10 @@ def _majority(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) 
     return majority(task.answers(train), task.answers(test))
 
 
+def _mean(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -> Baseline:
+    return mean(task.answers(train), task.answers(test))
+
+
 def _tfidf_logreg(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -> Baseline:
     return tfidf_logreg(task.features(train), task.answers(train), task.features(test),
                         validation_texts=task.features(validation), validation_labels=task.answers(validation))  # fmt: skip
@@ -157,7 +173,9 @@ def _logistic_regression(task: Any, train: pa.Table, validation: pa.Table, test:
 
 BASELINES: dict[str, Callable[[Any, Any, Any, Any], Baseline]] = {
     "majority": _majority,
+    "mean": _mean,
     "tfidf-logreg": _tfidf_logreg,
     "logistic-regression": _logistic_regression,
 }
-"""By their names in a recipe: (task, training, validation and test rows) -> answers to the test rows."""
+"""By their names in a recipe: (task, training, validation and test rows) -> answers to the test rows. A task brings its own
+(`own_baselines`)."""

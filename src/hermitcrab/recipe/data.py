@@ -27,6 +27,8 @@ class Source(Part):
     """What a row is."""
     columns: dict[str, str] = {}
     """Wanted column → a column of the file, or a text with `{column}` in it."""
+    features: list[str] = []
+    """Columns that make up the record of a table (or the features of an interaction). Empty: of a table, all that mean nothing else."""
     values: dict[str, dict[str, str]] = {}
     """Column of the file → its values, renamed (`{label: {"0": negative, "1": positive}}`). Others are an error."""
     where: dict[str, str] = {}

@@ -179,11 +179,15 @@ def _texts(row_ids: list[str], against: str, artifacts: Mapping[str, Artifact]) 
         {
             "row_id": row,
             "question": excerpt(_question(found[row])),
-            "reference": excerpt(answers["derived"][row]["reference"]),
-            "answers": {model: excerpt(told[row]["prediction"] or "") for model, told in answers.items()},
+            "reference": excerpt(str(answers["derived"][row]["reference"])),
+            "answers": {model: excerpt(_said(told[row]["prediction"])) for model, told in answers.items()},
         }
         for row in row_ids[:TEXTS]
     ]
+
+
+def _said(prediction: Any) -> str:
+    return "" if prediction is None else str(prediction)
 
 
 def _question(row: Mapping[str, Any]) -> str:
