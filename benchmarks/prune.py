@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-HEAL = {"steps": 100, "learning_rate": 1e-4, "batch_size": 4}
+HEAL = {"steps": 20, "learning_rate": 1e-4, "batch_size": 2}
 NONE = {"steps": 0}
 CASES: dict[str, dict[str, Any]] = {
     "magnitude 30 %": {"method": "magnitude", "keep": 0.7, "heal": NONE},
