@@ -114,6 +114,7 @@ def main() -> None:
         }
         tell(**found, **loaded)
     sys.stdout.flush()
+    engine.close()  # of vLLM: processes that would keep our standard output open
     os._exit(0)  # the library's own threads are not waited for
 
 

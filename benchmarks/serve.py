@@ -76,9 +76,8 @@ def prepare(work: Path, quick: bool, given: Path | None) -> dict[str, dict[str, 
     from hermitcrab.models.to_gguf import Export
 
     made: dict[str, dict[str, str]] = {}
-    models = {"SmolLM2-135M": lambda folder: smollm2(folder, given)}
-    if not quick:
-        models["random 100M"] = random_llama
+    models = {} if quick else {"random 100M": random_llama}
+    models["SmolLM2-135M"] = lambda folder: smollm2(folder, given)
     for name, make in models.items():
         folder = work / name.replace(" ", "-")
         if not (folder / "done").exists():
