@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from hermitcrab.cli.arguments import (
     MODEL,
@@ -54,6 +55,18 @@ def explain_verb(args: argparse.Namespace) -> Answer:
 
 
 def serve_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.serve.spare import spare_for
+
+    # Before anything else is imported: its process imports meanwhile.
+    spare = None if args.cluster is not None else spare_for(args.model, args.engine, args.threads)
+    try:
+        return _serve(args, spare)
+    finally:
+        if spare is not None:
+            spare.close()  # nobody needed it
+
+
+def _serve(args: argparse.Namespace, spare: Any) -> Answer:
     from hermitcrab.serve.door import Limits
     from hermitcrab.serve.setup import Setup
 
@@ -75,7 +88,7 @@ def serve_verb(args: argparse.Namespace) -> Answer:
     else:
         from hermitcrab.serve.server import start
 
-        told, serve = start(setup, host=args.host, port=args.port, cert=args.tls_cert, key=args.tls_key)
+        told, serve = start(setup, host=args.host, port=args.port, cert=args.tls_cert, key=args.tls_key, spare=spare)
     names = ", ".join(model["name"] for model in told["models"])
     return told, lambda: f"{names} answer at {told['url']}/v1, to be tried at {told['url']}/ (Ctrl-C ends it)", serve
 
