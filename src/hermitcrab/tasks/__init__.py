@@ -33,6 +33,7 @@ TASKS = {
     "recommendation": "hermitcrab.tasks.recommendation:Recommendation",
     "tabular-classification": "hermitcrab.tasks.tabular_classification:TabularClassification",
     "tabular-regression": "hermitcrab.tasks.tabular_regression:TabularRegression",
+    "text-classification": "hermitcrab.tasks.text_classification:TextClassification",
     "text-generation": "hermitcrab.tasks.text_generation:TextGeneration",
     "time-series-forecasting": "hermitcrab.tasks.time_series_forecasting:TimeSeriesForecasting",
 }
