@@ -38,6 +38,22 @@ def predict_verb(args: argparse.Namespace) -> Answer:
     return told, lambda: render_answers(answers), 0
 
 
+def explain_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.explaining import explain
+    from hermitcrab.report.explanation import render_explanations, write_explanations
+    from hermitcrab.serve.opening import open_model
+    from hermitcrab.store import Store
+
+    opened = open_model(args.model, Store(args.store), args.key, args.unverified)
+    found = explain(
+        opened, args.input, args.column, method=args.method, max_new_tokens=args.max_new_tokens, sanity=args.sanity
+    )
+    if args.html is not None:
+        write_explanations(opened.name, found, args.html)
+    told = {"model": opened.name, "verified": opened.verified is not None, "explanations": found}
+    return told, lambda: render_explanations(found, args.html), 0
+
+
 def serve_verb(args: argparse.Namespace) -> Answer:
     from hermitcrab.serve.spare import spare_for
 
@@ -162,6 +178,16 @@ VERBS: dict[str, Verb] = dict([
                "images: files, folders, - for one on standard input, or @FILE (IDX)"),
           arg("--column", default="prompt", metavar="COLUMN", help="of @FILE: a column, or a text with {column} in it (default: prompt)"),
           arg("--max-new-tokens", type=count, default=64, metavar="N", help="the longest generated answer (default: 64)"),
+          SIGNER, UNVERIFIED, STORE),
+    verb("explain", "which parts of an input an answer rests on (needs [explain])", explain_verb,
+          'crab explain runs/demo/package "a film to remember" --html why.html', MODEL,
+          arg("input", nargs="+", help="as for `crab predict`"),
+          arg("--method", choices=("integrated-gradients", "occlusion"), default="integrated-gradients",
+              help="along the gradient, or by leaving parts out (default: integrated-gradients)"),
+          arg("--html", type=Path, metavar="FILE", help="also as a page: colored tokens, heat maps"),
+          arg("--sanity", action="store_true", help="also with randomized weights: an explanation that stays the same explains nothing"),
+          arg("--column", default="prompt", metavar="COLUMN", help="of @FILE: a column, or a text with {column} in it (default: prompt)"),
+          arg("--max-new-tokens", type=count, default=16, metavar="N", help="the longest generated answer (default: 16)"),
           SIGNER, UNVERIFIED, STORE),
     verb("serve", "serve packages: the OpenAI API, the Open Inference Protocol, and a page to try them", serve_verb,
           "crab serve runs/demo/package --port 8000",

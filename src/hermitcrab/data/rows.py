@@ -17,14 +17,13 @@ from typing import Any
 
 from hermitcrab.data.files import kind_of
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.readers import BadRow, Record, Table, flaw, open_table, shown
+from hermitcrab.data.readers import MISSING, NUMBER, BadRow, Record, Table, flaw, open_table, shown
 from hermitcrab.data.tables import FORMATS, column_kind, dump_json, dump_messages, row_id
+from hermitcrab.data.windows import read_windows
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean, nearest
 from hermitcrab.progress import progress, warn
 from hermitcrab.recipe import Source
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")  # what a table writes where it knows nothing
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"[+-]?\d{1,15}")
 ROLES = ("system", "user", "assistant", "tool")
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -79,7 +78,9 @@ def check_sources(sources: Iterable[Source]) -> None:
             raise UsageError(f"{source.path}: {told if kind == 'idx' else '`labels` is for images of type `idx`'}")
         if source.labels_sha256 is not None and source.labels is None:
             raise UsageError(f"{source.path}: `labels_sha256` is for a source with `labels`")
-        if source.features and gathers(source) is None:
+        if source.windows is not None and source.format != "series":
+            raise UsageError(f"{source.path}: `windows` are for rows of format `series`. Received: {source.format}")
+        if source.features and gathers(source) is None and source.windows is None:
             raise UsageError(
                 f"{source.path}: `features` are for rows that are gathered from columns, as of format `tabular`"
             )
@@ -141,7 +142,7 @@ class Shape:
         text = self._text(record, column).strip()
         if text in MISSING:
             return None
-        if _NUMBER.fullmatch(text):
+        if NUMBER.fullmatch(text):
             value = float(text)
             return int(text) if _WHOLE.fullmatch(text) else value if math.isfinite(value) else text
         return text
@@ -210,7 +211,7 @@ def _number(record: Record, column: str) -> float | None:
     text = _plain(record, column).strip()
     if text in MISSING:
         return None
-    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+    if not NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         told = f"column `{column}`: received {shown(text)}, expected a number"
         raise BadRow(record.where, f"column `{column}`: no number", told)
     return float(text)
@@ -309,6 +310,9 @@ def read_rows(
         UsageError: for a column that the file does not have.
         HermitcrabError: for a file that cannot be read, or of which no row is kept.
     """
+    if source.windows is not None:
+        yield from read_windows(source, path, digest, uri, ledger)
+        return
     name, first, bad, kept = source.path, None, 0, 0
     with open_source(source, path, labels) as table, progress(f"reading {name}", unit="rows") as bar:
         shape = Shape(source, table.columns)

@@ -13,7 +13,7 @@ from typing import Any
 
 from hermitcrab.data.clean import fold, fold_keys
 from hermitcrab.data.tables import Splits
-from hermitcrab.errors import HermitcrabError
+from hermitcrab.errors import HermitcrabError, did_you_mean
 from hermitcrab.progress import say
 from hermitcrab.recipe import Split
 
@@ -55,6 +55,8 @@ def hold_out(splits: Splits, part: Split, given: Collection[str]) -> dict[str, A
             f"data.split asks for {asked} rows, but the training source has {table.num_rows:,} after cleaning "
             f"({len(splits.dropped):,} were dropped) and some must be left to train on; ask for fewer or give more"
         )
+    if part.by is not None:
+        return hold_out_last(splits, part, wanted)
     documents = table.column("document").to_pylist()
     groups = [
         f"document {document}" if document is not None else f"text {fold(text)}"
@@ -72,6 +74,47 @@ def hold_out(splits: Splits, part: Split, given: Collection[str]) -> dict[str, A
         if told[split]["got"] != count:
             got = told[split]["got"]
             say(f"{split} rows: {got:,} where {count:,} were asked, as documents and repeated texts are not cut")
+    return told
+
+
+def hold_out_last(splits: Splits, part: Split, wanted: Mapping[str, int]) -> dict[str, Any]:
+    """The rows with the largest numbers in a column are held out, test behind validation; with `within`, of each of its values.
+
+    Raises:
+        HermitcrabError: the rows have no such column, or one of them has no number there.
+    """
+    table, told = splits.tables["train"], {}
+    for key in ("by", "within"):
+        name = getattr(part, key)
+        if name is not None and name not in table.column_names:
+            raise HermitcrabError(
+                f"data.split.{key}: rows of this format have no column `{name}`{did_you_mean(name, table.column_names)}"
+            )
+    numbers = table.column(part.by or "").to_pylist()
+    ids = table.column("row_id").to_pylist()
+    if wrong := next((row for row, n in zip(ids, numbers, strict=True) if not isinstance(n, int | float)), None):
+        raise HermitcrabError(f"data.split.by: row {wrong} has no number in `{part.by}`; expected one in every row")
+    values = table.column(part.within).to_pylist() if part.within else [None] * len(ids)
+    left: dict[Any, list[int]] = {}
+    for row in sorted(range(len(ids)), key=lambda row: (numbers[row], ids[row])):
+        left.setdefault(values[row], []).append(row)
+    chosen: dict[str, set[int]] = {}
+    for split, count in wanted.items():  # test first: the very last
+        chosen[split] = set()
+        for places in left.values():
+            share = round(count * len(places) / table.num_rows) if part.within else count
+            last = places[max(0, len(places) - share) :]
+            chosen[split].update(last)
+            del places[len(places) - len(last) :]
+    for split, rows in chosen.items():
+        splits.keep(split, [row in rows for row in range(len(ids))], of="train")
+        told[split] = {"asked": wanted[split], "got": len(rows)}
+        if len(rows) != wanted[split]:
+            say(
+                f"{split} rows: {len(rows):,} where {wanted[split]:,} were asked, the last by `{part.by}` within `{part.within}`"
+            )
+    held = set().union(*chosen.values())
+    splits.keep("train", [row not in held for row in range(len(ids))])
     return told
 
 

@@ -32,20 +32,20 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "translation": ("source_text", "target_text"),
     "tabular": ("record", "target"),
     "interaction": ("user", "item", "rating", "time", "features"),
-    "series": ("name", "times", "values"),
+    "series": ("name", "time", "past", "future"),
 }
 # What a column holds; all others are texts. `json` is the JSON text of a list or an object, `number` float64, null where there is none.
 KINDS = {
     "image": "bytes",
     "record": "json",
     "features": "json",
-    "times": "json",
-    "values": "json",
+    "past": "json",
+    "future": "json",
     "rating": "number",
     "time": "number",
 }
-SAID = {"interaction": "rating", "series": "values", "text": None, "image": None}  # where it is not the second column
-ASKED = {"interaction": ("user", "item", "time")}  # where it is not the first column
+SAID = {"interaction": "rating", "series": "future", "text": None, "image": None}  # where it is not the second column
+ASKED = {"interaction": ("user", "item", "time"), "series": ("name", "time")}  # where it is not the first column
 SPLITS = ("train", "validation", "test")
 GROUP = 8192  # rows in a row group
 

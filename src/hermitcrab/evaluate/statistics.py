@@ -123,6 +123,9 @@ def expanded(value: float, values_R: Floats, groups: int, confidence: float) -> 
     from scipy import stats
 
     tail = float(stats.norm.cdf(math.sqrt(groups / (groups - 1)) * stats.t.ppf(0.5 - confidence / 2, groups - 1)))
+    values_R = values_R[np.isfinite(values_R)]  # a resample may have no value: no user of a kind was drawn
+    if not len(values_R):
+        return Interval(float(value), math.nan, math.nan)
     low, high = np.quantile(values_R, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
 

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 GROUP = "hermitcrab.tasks"  # of entry points
 TASKS = {
     "image-classification": "hermitcrab.tasks.image_classification:ImageClassification",
+    "recommendation": "hermitcrab.tasks.recommendation:Recommendation",
+    "tabular-classification": "hermitcrab.tasks.tabular_classification:TabularClassification",
+    "tabular-regression": "hermitcrab.tasks.tabular_regression:TabularRegression",
     "text-generation": "hermitcrab.tasks.text_generation:TextGeneration",
+    "time-series-forecasting": "hermitcrab.tasks.time_series_forecasting:TimeSeriesForecasting",
 }
 
 
@@ -186,6 +190,11 @@ class Task(Protocol):
         ...
 
     @classmethod
+    def learnt_features(cls, train: pa.Table, rows: pa.Table) -> tuple[Any, Any]:
+        """The features of both, fitted on the first."""
+        ...
+
+    @classmethod
     def work(cls, recipe: Recipe, base: dict[str, Any], rows: Mapping[str, float], test: Path | None) -> Work:
         """What a row costs, from `base.json` (or its `parameters` and `shape`) and from the rows' number and `row_bytes`. `test` is
         the table of test rows, where there is one yet."""
@@ -292,6 +301,10 @@ class Task(Protocol):
 
     def answer(self, model: torch.nn.Module, inputs: list[Any], part: Asking) -> list[dict[str, Any]]:
         """`{input, prediction, score}` and what else is known of each of `read_inputs`, as `predict` would answer a row."""
+        ...
+
+    def question(self, model: torch.nn.Module, one: Any, part: Asking) -> Any:
+        """What an explanation of the answer to one of `read_inputs` asks (`explained.Question`). UsageError: it has none."""
         ...
 
 

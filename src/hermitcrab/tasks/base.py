@@ -86,7 +86,7 @@ class BaseTask:
     baselines: ClassVar[tuple[str, ...]] = ()
     """Names, of `evaluate.baselines.BASELINES` or of `own_baselines`."""
     own_baselines: ClassVar[Mapping[str, Callable[..., Any]]] = {}
-    """Name → (task class, training, validation and test rows) -> `evaluate.baselines.Baseline`."""
+    """Name → (task class, training, validation and test rows) -> `evaluate.baseline.Baseline`."""
     kind: ClassVar[str] = ""
     """Of transformers' mappings (`MODEL_FOR_…_MAPPING`); of no use to a task that has `build`."""
     reads_text: ClassVar[bool] = False
@@ -105,7 +105,7 @@ class BaseTask:
     """`crab serve` takes its packages; the others answer by `crab predict`."""
     why_not_split: ClassVar[str | None] = None
     """Why several processes could not agree with one: batch statistics, in-batch negatives."""
-    fitted_as: ClassVar[Mapping[str, type]] = {}
+    fitted_as: ClassVar[Mapping[str, Any]] = {}
     """What `fit` gives: each key with its type, which a record is held to."""
 
     def __init__(self, start: Start, train: Train):
@@ -136,8 +136,9 @@ class BaseTask:
     def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
         for key, kind in cls.fitted_as.items():
             if not isinstance(fitted.get(key), kind):
+                wanted, found = getattr(kind, "__name__", kind), str(fitted.get(key))[:60]
                 raise HermitcrabError(
-                    f"{where}: fitted: {key}: expected {kind.__name__}, as {cls.name} fits it. Received: {str(fitted.get(key))[:60]}"
+                    f"{where}: fitted: {key}: expected {wanted}, as {cls.name} fits it. Received: {found}"
                 )
         if odd := sorted(fitted.keys() - cls.fitted_as.keys()):
             raise HermitcrabError(f"{where}: fitted: {cls.name} fits no `{odd[0]}`")
@@ -197,6 +198,11 @@ class BaseTask:
     @classmethod
     def features(cls, rows: pa.Table) -> Any:
         return cls.texts(rows)
+
+    @classmethod
+    def learnt_features(cls, train: pa.Table, rows: pa.Table) -> tuple[Any, Any]:
+        """What baselines learn from and are asked, where features are fitted on the first."""
+        return cls.features(train), cls.features(rows)
 
     @classmethod
     def work(cls, recipe: Recipe, base: dict[str, Any], rows: Mapping[str, float], test: Path | None) -> Work:
@@ -387,7 +393,7 @@ class BaseTask:
         table = {"row_id": rows["row_id"], "reference": self.answers(rows), "prediction": [], **columns}
         table.setdefault("score", pa.array([None] * rows.num_rows, pa.float64()))
         if "document" in rows.column_names:
-            table["document"] = rows["document"]
+            table.setdefault("document", rows["document"])  # a task may group rows itself
         return pa.table(table).replace_schema_metadata({"prompt_digest": self.asked(rows, part)})
 
     def answer(self, model: nn.Module, inputs: list[Any], part: Asking) -> list[dict[str, Any]]:
@@ -401,6 +407,9 @@ class BaseTask:
             }
             for i, one in enumerate(inputs)
         ]
+
+    def question(self, model: nn.Module, one: Any, part: Asking) -> Any:
+        raise UsageError(f"answers of {self.name} cannot be explained so far")
 
 
 def place() -> Any:
