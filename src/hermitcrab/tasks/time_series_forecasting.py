@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.models.load import library_errors, quiet
 from hermitcrab.recipe import Evaluate, Recipe
 from hermitcrab.tasks import Loss
 from hermitcrab.tasks.base import BaseTask
@@ -37,7 +38,6 @@ SMALLEST = 1e-8  # of a scale: a series that never moved
 class TimeSeriesForecasting(BaseTask):
     name = "time-series-forecasting"
     formats = ("series",)
-    kind = "TIME_SERIES_PREDICTION"
     metrics = ("mase", "scaled_quantile_loss", "coverage")
     baselines = ("naive", "seasonal-naive", "auto-ets", "auto-arima")
     fitted_as = {"context": int, "horizon": int, "scales": dict}  # noqa: RUF012
@@ -127,14 +127,28 @@ class TimeSeriesForecasting(BaseTask):
             "document": [str(time) for time in rows["time"].to_pylist()],
         }
 
-    def configured(self) -> dict[str, Any]:
-        context, horizon = self.fitted["context"], self.fitted["horizon"]
-        return {
-            "context_length": context,
-            "prediction_length": horizon * len(LEVELS),
+    @classmethod
+    def build(cls, configuration: dict[str, Any], fitted: dict[str, Any]) -> nn.Module:
+        """transformers' class, which none of its mappings names."""
+        from transformers import PatchTSTConfig, PatchTSTForPrediction
+
+        if configuration["model_type"] != "patchtst":
+            raise HermitcrabError(
+                f"base.architecture: expected model_type patchtst. Received: {configuration['model_type']}"
+            )
+        steps = fitted["horizon"] * len(LEVELS)
+        sizes = {
+            "context_length": fitted["context"],
+            "prediction_length": steps,
             "num_input_channels": 1,
             "loss": "mse",
         }
+        with quiet(), library_errors("base.architecture"):
+            return PatchTSTForPrediction(PatchTSTConfig(**{**configuration, **sizes}))
+
+    def save(self, model: Any, folder: Path) -> None:
+        with quiet():
+            model.save_pretrained(folder)
 
     def tensors(self, rows: pa.Table) -> dict[str, torch.Tensor]:
         import torch
