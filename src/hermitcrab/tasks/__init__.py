@@ -303,6 +303,10 @@ class Task(Protocol):
         """`{input, prediction, score}` and what else is known of each of `read_inputs`, as `predict` would answer a row."""
         ...
 
+    def question(self, model: torch.nn.Module, one: Any, part: Asking) -> Any:
+        """What an explanation of the answer to one of `read_inputs` asks (`explained.Question`). UsageError: it has none."""
+        ...
+
 
 def known() -> dict[str, str]:
     """Every task with the place of its class: ours, and those that other distributions bring (entry points `hermitcrab.tasks`)."""

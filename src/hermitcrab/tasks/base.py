@@ -408,6 +408,9 @@ class BaseTask:
             for i, one in enumerate(inputs)
         ]
 
+    def question(self, model: nn.Module, one: Any, part: Asking) -> Any:
+        raise UsageError(f"answers of {self.name} cannot be explained so far")
+
 
 def place() -> Any:
     """Where batches go: this process's GPU, or the CPU."""
