@@ -145,7 +145,9 @@ class Personal(Part):
     @model_validator(mode="after")
     def _parts_go_together(self) -> Personal:
         if (self.policy == "hash") != (self.key is not None):
-            raise ValueError(f"key is for policy: hash, which needs one. Received: policy={self.policy}, key={self.key}")
+            raise ValueError(
+                f"key is for policy: hash, which needs one. Received: policy={self.policy}, key={self.key}"
+            )
         if bool(self.entities) != (self.model is not None):
             raise ValueError(f"entities and model go together. Received: entities={self.entities}, model={self.model}")
         return self
