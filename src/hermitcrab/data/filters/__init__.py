@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FILTERS: dict[str, str] = {}
+FILTERS: dict[str, str] = {
+    "unicode": "hermitcrab.data.filters.unicode:UnicodeFilter",
+}
 """Name in a recipe → `module:Class`, of filters that look at one text at a time. Those that compare texts are the engine's."""
 
 
