@@ -150,7 +150,9 @@ class TimeSeriesForecasting(BaseTask):
 
     def tensors(self, rows: pa.Table) -> dict[str, torch.Tensor]:
         past, _ = self.values(rows)
-        return {"past": self.away(rows, [numbers[-self.fitted["context"] :] for numbers in past])}
+        context = self.fitted["context"]
+        far = self.away(rows, [numbers[-context:] for numbers in past])
+        return {"past": far / math.sqrt(context)}  # as far as a walk of so many steps goes
 
     def targets(self, rows: pa.Table) -> dict[str, torch.Tensor]:
         return {"future": self.away(rows, self.values(rows)[1])}
