@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 HAN = np.uint32(1 << 31)  # flag in a table of code points: a word of its own
 SPACE = np.uint32(32)
-_MEANING = "%&*/\\@#"  # punctuation to Unicode, but not to formulas and code: 2*3 is no other spelling of 2/3
-_FNV, _PRIME, _MIX, _MIX2 = (
+MEANING = "%&*/\\@#"  # punctuation to Unicode, but not to formulas and code: 2*3 is no other spelling of 2/3
+FNV, PRIME, _MIX, _MIX2 = (
     np.uint64(n) for n in (0xCBF29CE484222325, 0x100000001B3, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 _STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -49,6 +49,14 @@ class Words:
 
     def __len__(self) -> int:
         return len(self.start_N1) - 1
+
+    def kept(self, keep_N: np.ndarray) -> Words:
+        """The words of those texts that a mask (bool [N]) keeps; `begin` is of the bytes of all of them still."""
+        count_N = np.diff(self.start_N1)
+        keep_T = np.repeat(keep_N, count_N)
+        start_N1 = np.concatenate([[0], np.cumsum(count_N[keep_N])])
+        columns = (self.hash_T, self.begin_T, self.length_T, self.letters_T)
+        return Words(start_N1, *(column_T[keep_T] for column_T in columns))
 
 
 def utf8(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -88,13 +96,13 @@ def folded_table() -> np.ndarray:
         folded = unicodedata.normalize("NFKC", letter).casefold()
         if len(folded) == 1:
             table_C[code] = plain_table()[ord(folded)]
-            if unicodedata.category(folded)[0] == "P" and folded not in _MEANING:
+            if unicodedata.category(folded)[0] == "P" and folded not in MEANING:
                 table_C[code] = SPACE
     return table_C
 
 
 @njit(cache=True, inline="always")
-def _decode(data_B: np.ndarray, i: int, end: int) -> tuple[Any, int]:
+def decode(data_B: np.ndarray, i: int, end: int) -> tuple[Any, int]:
     """The code point at byte i, and its bytes; a broken sequence is its first byte."""
     first = np.int64(data_B[i])
     if first < 0x80:
@@ -112,7 +120,7 @@ def _decode(data_B: np.ndarray, i: int, end: int) -> tuple[Any, int]:
 
 
 @njit(cache=True, inline="always")
-def _mixed(value: np.uint64) -> np.uint64:
+def mixed(value: np.uint64) -> np.uint64:
     """The finalizer of SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2714064.2660195)."""
     value ^= value >> np.uint64(30)
     value *= _MIX
@@ -129,18 +137,18 @@ def _split(
     t = 0
     for n in range(len(start_N1) - 1):
         first_N1[n] = t
-        i, end, letters, began, value = start_N1[n], start_N1[n + 1], 0, start_N1[n], _FNV
+        i, end, letters, began, value = start_N1[n], start_N1[n + 1], 0, start_N1[n], FNV
         while i < end:
-            code, size = _decode(data_B, i, end)
+            code, size = decode(data_B, i, end)
             mark = table_C[code]
             if mark == SPACE or mark & HAN:
                 if letters:
-                    hash_T[t], begin_T[t], length_T[t], letters_T[t] = _mixed(value), began, i - began, letters
+                    hash_T[t], begin_T[t], length_T[t], letters_T[t] = mixed(value), began, i - began, letters
                     t += 1
-                    letters, value = 0, _FNV
+                    letters, value = 0, FNV
                 if mark & HAN:
                     hash_T[t], begin_T[t], length_T[t], letters_T[t] = (
-                        _mixed((_FNV ^ np.uint64(mark)) * _PRIME),
+                        mixed((FNV ^ np.uint64(mark)) * PRIME),
                         i,
                         size,
                         1,
@@ -149,11 +157,11 @@ def _split(
             else:
                 if letters == 0:
                     began = i
-                value = (value ^ np.uint64(mark)) * _PRIME
+                value = (value ^ np.uint64(mark)) * PRIME
                 letters += 1
             i += size
         if letters:
-            hash_T[t], begin_T[t], length_T[t], letters_T[t] = _mixed(value), began, end - began, letters
+            hash_T[t], begin_T[t], length_T[t], letters_T[t] = mixed(value), began, end - began, letters
             t += 1
     first_N1[len(start_N1) - 1] = t
     return t
@@ -162,7 +170,7 @@ def _split(
 def split(text: pa.Array, folded: bool = False) -> Words:
     """The words of a large_string array without nulls.
 
-    Hash: FNV-1a of a word's code points (Fowler, Noll and Vo; 64 bits), then `_mixed`.
+    Hash: FNV-1a of a word's code points (Fowler, Noll and Vo; 64 bits), then `mixed`.
     """
     data_B, start_N1 = utf8(text)
     most = len(data_B) // 2 + len(start_N1)  # a word and what ends it are two bytes at least
@@ -178,7 +186,7 @@ def split(text: pa.Array, folded: bool = False) -> Words:
 def _extend(gram_T: np.ndarray, hash_T: np.ndarray, first: int, last: int, n: int) -> None:
     """From hashes of (n-1)-grams that begin at words `first:last` to those of n-grams, in place."""
     for i in range(first, last - n + 1):
-        gram_T[i] = _mixed(gram_T[i] * _STEP + hash_T[i + n - 1])
+        gram_T[i] = mixed(gram_T[i] * _STEP + hash_T[i + n - 1])
 
 
 @njit(cache=True, inline="always")
@@ -304,7 +312,7 @@ def _shingles(
         for t in range(first, last - width + 1 if width else first):
             gram = hash_T[t]
             for k in range(1, width):
-                gram = _mixed(gram * _STEP + hash_T[t + k])
+                gram = mixed(gram * _STEP + hash_T[t + k])
             _, known = _place(table, stamps, i + 1, gram)
             if not known:
                 shingle_S[s] = gram
@@ -330,7 +338,7 @@ def shingles(words: Words, n: int = 5) -> tuple[np.ndarray, np.ndarray]:
 def _permutations(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Factors (odd) and terms of P maps of 32 bits, from SplitMix64 at 1: uint32 [P] each."""
     with np.errstate(over="ignore"):
-        drawn = [_mixed.py_func(np.uint64(i) * _STEP) for i in range(1, 2 * count + 1)]
+        drawn = [mixed.py_func(np.uint64(i) * _STEP) for i in range(1, 2 * count + 1)]
     numbers = (np.array(drawn, np.uint64) >> np.uint64(32)).astype(np.uint32)
     return numbers[:count] | np.uint32(1), numbers[count:]
 
@@ -363,7 +371,7 @@ def _bands(least_NP: np.ndarray, rows: int, band_NB: np.ndarray) -> None:
         for b in range(band_NB.shape[1]):
             value = np.uint64(b)
             for k in range(b * rows, (b + 1) * rows):
-                value = _mixed(value * _STEP + np.uint64(least_NP[i, k]))
+                value = mixed(value * _STEP + np.uint64(least_NP[i, k]))
             band_NB[i, b] = value
 
 
