@@ -28,6 +28,8 @@ CASES: dict[str, dict[str, Any]] = {
     "neurons 0.75, healed": {"method": "width", "keep": 0.75, "heal": HEAL},
     "magnitude 50 %, healed": {"method": "magnitude", "keep": 0.5, "heal": HEAL},
     "neurons 0.75, healed with the teacher": {"method": "width", "keep": 0.75, "heal": {**HEAL, "distill": True}},
+    "depth 0.9, healed": {"method": "depth", "keep": 0.9, "heal": HEAL},
+    "depth 0.9, healed with the teacher": {"method": "depth", "keep": 0.9, "heal": {**HEAL, "distill": True}},
     "depth 0.8, healed with the teacher": {"method": "depth", "keep": 0.8, "heal": {**HEAL, "distill": True}},
 }
 

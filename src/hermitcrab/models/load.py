@@ -26,13 +26,15 @@ from hermitcrab.models.formats.weights import Stamp
 from hermitcrab.models.runtimes import RUNTIMES, open_runtime
 from hermitcrab.models.tokenizer import TextTokenizer, read_json_file, read_tokenizer
 from hermitcrab.progress import progress, warn
+from hermitcrab.store import write_json
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 PROBES = ("It's 1,234.5 km\n\n  to  Zürich", "def f(x):\n\treturn x ** 2", "寄居蟹住在壳里。", "IT'LL CamelCase 99")
-KINDS = {"CAUSAL_LM": "causal language model", "IMAGE_CLASSIFICATION": "image classifier"}
+KINDS = {"CAUSAL_LM": "causal language model", "IMAGE_CLASSIFICATION": "image classifier"}  # what `skeleton` knows
 SLACK = 1.02  # parameters that a configuration may have beyond those in the file
 
 
@@ -58,7 +60,7 @@ def load_model(
             tensors = _gguf_tensors(weights, values, dtype)
         else:
             values, generation = read_config(path), _generation(path)
-            tensors = _plain_tensors(weights)
+            tensors = plain_tensors(weights)
         return _assemble(path, weights, {**values, **(config or {})}, tensors, generation, dtype, kind)
 
 
@@ -94,6 +96,62 @@ def skeleton(base: dict[str, Any], path: Path) -> PreTrainedModel:
     named = [made for made in classes if made.__name__ == base["architecture"]]
     with library_errors(path), torch.device("meta"), quiet():
         return (named or classes)[0](config)
+
+
+def peer(folder: Path, kind: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A folder as transformers itself loads it."""
+    from transformers import AutoConfig
+
+    values = read_config(folder)
+    architectures.register(values["model_type"])
+    with quiet(), library_errors(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return _model_class(config, folder, kind).from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+
+
+def load_into(made: nn.Module, base: dict[str, Any], path: Path) -> nn.Module:
+    """A plain module with the verified weights of a base, each tensor in its place.
+
+    Raises:
+        HermitcrabError: a file that is not the recorded one, or weights that do not fit the module.
+    """
+    with verified(base, path):
+        return _put(made, plain_tensors(open_weights(path)), path)
+
+
+def read_module(made: nn.Module, folder: Path) -> nn.Module:
+    """A plain module with the weights that `write_module` left, as safetensors itself reads them."""
+    from safetensors.torch import load_file
+
+    return _put(made, load_file(folder / "model.safetensors"), folder)
+
+
+def write_module(model: nn.Module, folder: Path, config: dict[str, Any]) -> None:
+    """model.safetensors and config.json."""
+    from safetensors.torch import save_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(folder / "model.safetensors"), {"format": "pt"})
+    write_json(folder / "config.json", config)
+
+
+def _put(made: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    wanted = made.state_dict()
+    shared = {name for name in wanted.keys() - tensors.keys() if _twin(wanted, name, tensors)}
+    odd = sorted((wanted.keys() - shared) ^ tensors.keys())
+    odd += [name for name in tensors.keys() & wanted.keys() if tensors[name].shape != wanted[name].shape]
+    if odd:
+        raise HermitcrabError(
+            f"{path}: weights and configuration do not fit: {len(odd)} tensors, the first is {odd[0]}"
+        )
+    made.load_state_dict(tensors, strict=not shared)
+    return made.eval()
+
+
+def _twin(wanted: dict[str, torch.Tensor], name: str, tensors: dict[str, torch.Tensor]) -> bool:
+    """Is it a tensor that shares its memory with one that is there?"""
+    here = wanted[name].data_ptr()
+    return any(wanted[other].data_ptr() == here for other in tensors.keys() & wanted.keys())
 
 
 def load_text(base: dict[str, Any], path: Path) -> TextTokenizer:
@@ -216,7 +274,9 @@ def _model_class(config: Any, where: object, kind: str) -> Any:
 
     mapping = getattr(transformers, f"MODEL_FOR_{kind}_MAPPING")
     if type(config) not in mapping:
-        raise HermitcrabError(f"{where}: {config.model_type} is no {KINDS[kind]}")
+        raise HermitcrabError(
+            f"{where}: {config.model_type} is no {KINDS.get(kind, kind.lower().replace('_', ' '))} to transformers"
+        )
     return mapping[type(config)]
 
 
@@ -242,7 +302,7 @@ def _gguf_tensors(weights: Weights, config: dict[str, Any], dtype: torch.dtype) 
     return found
 
 
-def _plain_tensors(weights: Weights) -> dict[str, torch.Tensor]:
+def plain_tensors(weights: Weights) -> dict[str, torch.Tensor]:
     """Tensors as the file has them."""
     import torch
 

@@ -1,17 +1,23 @@
 """A task is what a row is, which model, which loss, how to predict. One file each; nothing else knows a word of it.
 
+Most are short, on top of `base.BaseTask` or `classifier.Classifier` (docs/adding-a-task.md). Another distribution brings one by an
+entry point of the group `hermitcrab.tasks`.
+
 A task's module imports torch where it is used, so that a recipe can be checked without it.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from hermitcrab.errors import UsageError, did_you_mean
+from hermitcrab.data.tables import register_format
+from hermitcrab.digest import digest_file, digest_json
+from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,9 +27,14 @@ if TYPE_CHECKING:
     from hermitcrab.data.ledger import Ledger
     from hermitcrab.recipe import Evaluate, Recipe, Train
 
+GROUP = "hermitcrab.tasks"  # of entry points
 TASKS = {
     "image-classification": "hermitcrab.tasks.image_classification:ImageClassification",
+    "recommendation": "hermitcrab.tasks.recommendation:Recommendation",
+    "tabular-classification": "hermitcrab.tasks.tabular_classification:TabularClassification",
+    "tabular-regression": "hermitcrab.tasks.tabular_regression:TabularRegression",
     "text-generation": "hermitcrab.tasks.text_generation:TextGeneration",
+    "time-series-forecasting": "hermitcrab.tasks.time_series_forecasting:TimeSeriesForecasting",
 }
 
 
@@ -89,16 +100,29 @@ class Task(Protocol):
     """Of its models, as transformers' mappings say it (`MODEL_FOR_…_MAPPING`)."""
     reads_text: ClassVar[bool]
     """Its models have a tokenizer."""
+    prompted: ClassVar[bool]
+    """Its models are asked by prompts: another prompt could have made a base stronger."""
+    distributions: ClassVar[bool]
+    """Its outputs are logits; else models are compared by the distance of their numbers."""
+    noisy: ClassVar[bool]
+    """Rows are answered again with another batch size, to see the noise floor."""
+    served: ClassVar[bool]
+    """`crab serve` takes its packages."""
+    why_not_split: ClassVar[str | None]
+    """Why several processes could not agree with one."""
     opens_from: ClassVar[str]
     """What `opens` looks for, in words."""
     ignored: ClassVar[tuple[str, ...]]
     """Keys of a recipe that mean nothing to it: set, they are refused."""
     baselines: ClassVar[tuple[str, ...]]
+    own_baselines: ClassVar[Mapping[str, Callable[..., Any]]]
+    own_formats: ClassVar[Mapping[str, Mapping[str, str]]]
     compresses: ClassVar[tuple[str, ...]]
     """Keys of `compress` that it can do."""
     exports: ClassVar[tuple[str, ...]]
     """Formats that its models can be exported to (`exporting.TARGETS`)."""
     metrics: ClassVar[tuple[str, ...]]
+    own_metrics: ClassVar[tuple[Any, ...]]
     counts: ClassVar[str]
     """What the ledger of examples counts."""
 
@@ -156,13 +180,18 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def answers(cls, rows: pa.Table) -> list[str]:
-        """What each row's answer is."""
+    def answers(cls, rows: pa.Table) -> list[Any]:
+        """What each row's answer is: a text, a number, or what else its metrics compare."""
         ...
 
     @classmethod
     def features(cls, rows: pa.Table) -> Any:
         """What the baselines learn from: texts, or float32 [N, D]."""
+        ...
+
+    @classmethod
+    def learnt_features(cls, train: pa.Table, rows: pa.Table) -> tuple[Any, Any]:
+        """The features of both, fitted on the first."""
         ...
 
     @classmethod
@@ -221,13 +250,11 @@ class Task(Protocol):
         """Those rows as tensors."""
         ...
 
-    def idle(self, batch: Any) -> Any:
-        """A batch of the same shape from which nothing is learnt: what a process runs when it has none left."""
-        ...
-
     def count(self, batch: Any) -> int:
         """What the loss of this batch will count."""
         ...
+
+    # Of tasks with `distributions` that can be distilled: what the loss is made of.
 
     def decisions(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of what the loss of a batch counts, row after row, and their labels: [N, V] and int64 [N], `IGNORE` where nothing
@@ -244,6 +271,10 @@ class Task(Protocol):
 
     def probes(self) -> list[Any]:
         """Fixed inputs, none of anybody's data, on which a merged or compressed model is compared. JSON."""
+        ...
+
+    def probe_outputs(self, model: torch.nn.Module, probes: list[Any]) -> torch.Tensor:
+        """What the probes come to, any floats (float32): of a task with `distributions`, its `probe_logits`."""
         ...
 
     def probe_logits(self, model: torch.nn.Module, probes: list[Any]) -> torch.Tensor:
@@ -272,18 +303,58 @@ class Task(Protocol):
         """`{input, prediction, score}` and what else is known of each of `read_inputs`, as `predict` would answer a row."""
         ...
 
+    def question(self, model: torch.nn.Module, one: Any, part: Asking) -> Any:
+        """What an explanation of the answer to one of `read_inputs` asks (`explained.Question`). UsageError: it has none."""
+        ...
+
+
+def known() -> dict[str, str]:
+    """Every task with the place of its class: ours, and those that other distributions bring (entry points `hermitcrab.tasks`)."""
+    from importlib.metadata import entry_points
+
+    return {**{entry.name: entry.value for entry in entry_points(group=GROUP)}, **TASKS}
+
 
 def load_task(name: str) -> Any:
-    """The class of a task, by its Hugging Face pipeline name."""
-    if name not in TASKS:
-        raise UsageError(f"no task is named `{name}`{did_you_mean(name, TASKS)}")
-    module, _, attribute = TASKS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    """The class of a task, by its Hugging Face pipeline name. The row formats that it brings are known from here on.
+
+    Raises:
+        UsageError: there is none of that name.
+        HermitcrabError: one that another distribution brings cannot be imported, or is no task.
+    """
+    places = TASKS if name in TASKS else known()
+    if name not in places:
+        raise UsageError(f"no task is named `{name}`{did_you_mean(name, places)}")
+    module, _, attribute = places[name].partition(":")
+    try:
+        task = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise HermitcrabError(f"the task {name} ({places[name]}) cannot be imported: {error}") from error
+    if getattr(task, "name", None) != name:
+        raise HermitcrabError(f"the task {name} ({places[name]}): its class is named {getattr(task, 'name', None)!r}")
+    for form, columns in task.own_formats.items():
+        register_format(form, columns)
+    return task
+
+
+def outside_code(name: str) -> str | None:
+    """The digest of the code of a task that another distribution brings: it decides what stages leave, and is in their keys."""
+    if name in TASKS:
+        return None
+    file = Path(sys.modules[load_task(name).__module__].__file__ or "")
+    top = file.parent if file.name == "__init__.py" or (file.parent / "__init__.py").is_file() else file
+    found = sorted(top.rglob("*.py")) if top.is_dir() else [top]
+    return digest_json({path.relative_to(top.parent).as_posix(): digest_file(path) for path in found})
+
+
+def own_metrics() -> dict[str, Any]:
+    """Every metric that a task brings, by name."""
+    return {metric.name: metric for name in known() for metric in load_task(name).own_metrics}
 
 
 def task_that_opens(path: Path) -> tuple[Any, dict[str, Any]] | None:
     """The class of the first task whose model lies at `path`, and what was fitted."""
-    for name in TASKS:
+    for name in known():
         task = load_task(name)
         if (fitted := task.opens(path)) is not None:
             return task, fitted
@@ -294,6 +365,33 @@ def make_task(name: str, start: Start, train: Train) -> Task:
     return load_task(name)(start, train)
 
 
+def metrics_asked(task: Any, part: Evaluate) -> list[str]:
+    """What a recipe asks to be measured: its metrics, or all that the task has; the deciding one first."""
+    return list(part.metrics or task.metrics)
+
+
+def misnamed(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Names in a recipe that its task does not know: the path of the key, and a sentence."""
+    if recipe.task not in known():
+        return  # told where the task is loaded
+    task = load_task(recipe.task)
+    lists: list[tuple[tuple[str, ...], Sequence[str], Sequence[str], str]] = [
+        (("evaluate", "metrics"), recipe.evaluate.metrics, task.metrics, "metric"),
+        (("evaluate", "baselines"), recipe.evaluate.baselines, task.baselines, "baseline"),
+    ]
+    if recipe.tune is not None and recipe.tune.metric != "loss":
+        lists.append((("tune", "metric"), [recipe.tune.metric], task.metrics, "metric"))
+    for path, given, able, what in lists:
+        if odd := next((name for name in given if name not in able), None):
+            yield path, f"{'.'.join(path)}: {task.name} has no {what} `{odd}`{did_you_mean(odd, able)}"
+    for split in ("train", "validation", "test"):
+        for source in getattr(recipe.data, split):
+            if source.format not in task.formats:
+                near = did_you_mean(source.format, task.formats)
+                told = f"data.{split}.format: {task.name} takes rows of format {' or '.join(task.formats)}{near}"
+                yield ("data", split, "format"), f"{told}. Received: {source.format}"
+
+
 def check_recipe(recipe: Recipe) -> None:
     """What a recipe asks of its task that the task cannot do.
 
@@ -301,10 +399,8 @@ def check_recipe(recipe: Recipe) -> None:
         UsageError: with the key, what was received, and what is expected.
     """
     task = load_task(recipe.task)
-    if (form := recipe.data.train[0].format) not in task.formats:
-        raise UsageError(
-            f"data.train.format: {task.name} takes rows of format {' or '.join(task.formats)}. Received: {form}"
-        )
+    for _, told in misnamed(recipe):
+        raise UsageError(told)
     for key in task.ignored:
         part: Any = recipe
         *parents, last = key.split(".")
@@ -314,15 +410,12 @@ def check_recipe(recipe: Recipe) -> None:
             call_default_factory=True
         ):
             raise UsageError(f"{key}: means nothing to {task.name}; leave it out. Received: {getattr(part, last)}")
-    for name in recipe.evaluate.baselines:
-        if name not in task.baselines:
-            raise UsageError(f"evaluate.baselines: {task.name} has no `{name}`{did_you_mean(name, task.baselines)}")
     for key in ("gguf", "openvino", "onnx", "prune", "distill"):
         if getattr(recipe.compress, key) and key not in task.compresses:
             able = ", ".join(task.compresses) or "nothing so far"
             raise UsageError(f"compress.{key}: {task.name} can be compressed to: {able}")
-    if not set(recipe.evaluate.metrics) & set(task.metrics):
+    if recipe.cluster.processes > 1 and task.why_not_split:
         raise UsageError(
-            f"evaluate.metrics: expected one of: {', '.join(task.metrics)}. Received: {recipe.evaluate.metrics}"
+            f"cluster.processes: {task.name} trains in one process ({task.why_not_split}). Received: {recipe.cluster.processes}"
         )
     task.check(recipe)
