@@ -69,6 +69,14 @@ class Split(Part):
         return self
 
 
+class Licenses(Part):
+    """What a data source may be licensed as, beside what the recipe's `use` forbids. A pattern is an SPDX id, or with `*`: `CC-BY-*`."""
+
+    allow: list[str] = []
+    """Only these. Empty: all that is not denied."""
+    deny: list[str] = []
+
+
 class Data(Part):
     train: Annotated[list[Source], BeforeValidator(one_or_many), Field(min_length=1)]
     validation: Annotated[list[Source], BeforeValidator(one_or_many)] = []
@@ -80,5 +88,7 @@ class Data(Part):
     split: Split = Split()
     take: Count | None = None
     """Use only so many training rows (drawn by the split's seed)."""
+    licenses: Licenses = Licenses()
+    """Which licenses of sources are let in; a source with another stops the run before anything is fetched."""
     on_error: Literal["stop", "drop"] = "stop"
     """What a bad row does: stop the run, or be dropped and counted."""
