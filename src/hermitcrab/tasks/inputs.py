@@ -10,7 +10,8 @@ from pathlib import Path
 from hermitcrab.data.files import kind_of
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.readers import BadRow, flaw, open_table
-from hermitcrab.data.rows import Shape, read_rows
+from hermitcrab.data.reading import read_rows
+from hermitcrab.data.rows import Shape
 from hermitcrab.data.tables import dump_json
 from hermitcrab.errors import UsageError
 from hermitcrab.recipe import Source
