@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hermitcrab.recipe.parts import Count, Digest, Format, Part, Seed, Share, one_or_many
 
@@ -25,6 +26,8 @@ class Source(Part):
     images as MNIST has them, with their `labels`; `images`, `audio`: a folder, a row is a file; `coco`, `voc`: images with boxes."""
     query: str | None = None
     """For a database (`postgresql://…`, `sqlite:///FILE`, `duckdb:///FILE`): what it is asked, in SQL. Nothing can be changed by it."""
+    redirects: Literal["public", "any"] = "public"
+    """Where a web server may point to: public addresses, or also into one's own network."""
     labels: str | None = None
     """The file of the labels, a reference like `path`. `idx`: the labels; `coco`: the annotations; `images`, `audio`: CSV or JSONL with a
     column `file`; `voc`: the list of the images that are used."""
@@ -44,6 +47,22 @@ class Source(Part):
     """Column of the file → the only value that is taken."""
     document: str | None = None
     """A column that names the document or user of a row: splits never cut through one, errors are clustered by it."""
+
+    @property
+    def reference(self) -> str:
+        """What its files are found by: the path, and of a database what it is asked."""
+        more = f" {self.query}" if self.query is not None else " redirects:any" if self.redirects == "any" else ""
+        return self.path + more
+
+    @model_validator(mode="after")
+    def _no_password(self) -> Source:
+        for address in (self.path, self.labels or ""):
+            if re.match(r"[a-z0-9+]+://[^/@]*:[^/@]+@", address):
+                raise ValueError(
+                    "a password stands in an address, and what a recipe says is recorded; put the address into an environment variable and "
+                    "write `path: env:NAME`"
+                )
+        return self
 
 
 class Split(Part):
