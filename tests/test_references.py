@@ -100,7 +100,11 @@ def test_a_missing_path_names_the_nearest(rows: Path, store: Store) -> None:
 
 @pytest.mark.parametrize(
     "reference",
-    ["https://u:secret@no-host.invalid/x?token=1", "s3://u:secret@bucket/x", "postgresql://u:secret@no-host.invalid/d select 1"],
+    [
+        "https://u:secret@no-host.invalid/x?token=1",
+        "s3://u:secret@bucket/x",
+        "postgresql://u:secret@no-host.invalid/d select 1",
+    ],
 )
 def test_what_cannot_be_reached_is_said_without_a_secret(reference: str, store: Store, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -80,7 +80,9 @@ def resolve(reference: str, sha256: str | None, store: Store) -> Resolved:
         return _resolve_run(reference, rest, store)
     if colon and scheme == "env":
         found = resolve(_from_environment(rest), sha256, store)
-        return Resolved(reference, without_credentials(found.uri), found.identity, found.path, found.revision, found.kind)
+        return Resolved(
+            reference, without_credentials(found.uri), found.identity, found.path, found.revision, found.kind
+        )
     if colon and scheme in (*REMOTE, *DATABASES):
         from hermitcrab.fetching import find
 
@@ -113,7 +115,10 @@ def fetch(resolved: Resolved, store: Store) -> Path:
     if resolved.path is None and resolved.kind in ("https", "s3", "dataset"):
         from hermitcrab.fetching import bring
 
-        return bring(resolved, _from_environment(resolved.reference[4:]) if resolved.reference.startswith("env:") else resolved.reference)
+        return bring(
+            resolved,
+            _from_environment(resolved.reference[4:]) if resolved.reference.startswith("env:") else resolved.reference,
+        )
     if resolved.path is None or not resolved.path.exists():
         raise HermitcrabError(f"{resolved.reference}: is no longer there")
     return resolved.path
@@ -137,7 +142,9 @@ def _from_environment(name: str) -> str:
     variable, space, query = name.partition(" ")
     found = os.environ.get(variable, "").strip()
     if not found:
-        raise UsageError(f"env:{variable}: the environment has no variable {variable}; expected one that holds a reference")
+        raise UsageError(
+            f"env:{variable}: the environment has no variable {variable}; expected one that holds a reference"
+        )
     if found.startswith("env:"):
         raise UsageError(f"env:{variable}: holds another `env:`; expected the reference itself")
     return found + space + query

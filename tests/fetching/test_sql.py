@@ -56,9 +56,29 @@ def postgres(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     data = folder / "data"
-    more = {"cwd": "/", "check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, "HOME": str(folder)}}
+    more = {
+        "cwd": "/",
+        "check": True,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "env": {**os.environ, "HOME": str(folder)},
+    }
     subprocess.run(
-        [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "crab", "-A", "scram-sha-256", f"--pwfile={secret}", "-E", "UTF8", "--locale=C", "-N"],
+        [
+            *as_user,
+            str(programs / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "crab",
+            "-A",
+            "scram-sha-256",
+            f"--pwfile={secret}",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "-N",
+        ],
         **more,
     )
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
@@ -162,7 +182,11 @@ def test_what_is_missing_is_said(sqlite, store):
 
 
 def test_types_without_a_parquet_of_their_own_come_as_text(filled, store):
-    found = resolve(f"{filled} SELECT 12.50::numeric AS n, '2026-01-02'::date AS d, true AS b, ARRAY[1,2] AS a, NULL AS e", None, store)
+    found = resolve(
+        f"{filled} SELECT 12.50::numeric AS n, '2026-01-02'::date AS d, true AS b, ARRAY[1,2] AS a, NULL AS e",
+        None,
+        store,
+    )
     row = pq.read_table(found.path).to_pylist()[0]
     assert row["n"] == "12.50"
     assert (str(row["d"]), row["b"], row["a"], row["e"]) == ("2026-01-02", True, [1, 2], None)

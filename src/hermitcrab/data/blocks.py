@@ -29,6 +29,7 @@ _SUSPECT = (b"NaN", b"Infinity", b"\\u0000", b"\0")
 def open_blocks(stream: BinaryIO, name: str, kind: str) -> Table:
     """A file of `jsonl`, `text` (a row is a paragraph) or `lines`."""
     read: Callable[[BinaryIO, int, int], Rows]
+    ends: tuple[bytes, ...]
     if kind == "jsonl":
         ends, expected = (b"\n",), "one JSON object a line"
 
@@ -53,7 +54,9 @@ def open_blocks(stream: BinaryIO, name: str, kind: str) -> Table:
             tried = 0 if columns is not None else tried + 1
             counted = _Counted(lambda p=position, n=line, part=piece: read(io.BytesIO(part), p, n))  # type: ignore[misc]
             yield Block(position, columns, counted)
-            position += len(next(iter(columns.values()))) if columns is not None and not counted.asked else counted.count
+            position += (
+                len(next(iter(columns.values()))) if columns is not None and not counted.asked else counted.count
+            )
             line += piece.count(b"\n")
         if position == 0:
             raise HermitcrabError(f"{name}: is empty; expected {expected}")

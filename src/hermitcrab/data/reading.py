@@ -20,6 +20,7 @@ from hermitcrab.data.tables import FORMATS, column_kind, row_id, schema
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.progress import progress, warn
 from hermitcrab.recipe import Source
+from hermitcrab.references import without_credentials
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +42,9 @@ def kind_of_source(source: Source) -> str:
         return "parquet"  # what a database answered is kept so
     path = re.split(r"[?#]", source.path)[0] if "://" in source.path else source.path
     if source.type == "auto" and not Path(path).suffix and not path.startswith("env:"):
-        return {"image-label": "images", "image": "images", "audio-label": "audio", "audio-text": "audio"}.get(source.format, FOLDER)
+        return {"image-label": "images", "image": "images", "audio-label": "audio", "audio-text": "audio"}.get(
+            source.format, FOLDER
+        )
     return kind_of(path, source.type)
 
 
@@ -56,6 +59,7 @@ def check_sources(sources: Iterable[Source]) -> None:
     if len(formats) > 1:
         raise UsageError(f"data: all sources of a recipe share one format. Received: {', '.join(formats)}")
     for source in sources:
+        refuse_passwords(source)
         _check_labels(source, kind := kind_of_source(source))
         if source.features and gathers(source) is None:
             raise UsageError(
@@ -74,6 +78,16 @@ def check_sources(sources: Iterable[Source]) -> None:
             if wanted not in FORMATS[source.format]:
                 near = did_you_mean(wanted, FORMATS[source.format])
                 raise UsageError(f"{source.path}: columns: format `{source.format}` has no column `{wanted}`{near}")
+
+
+def refuse_passwords(source: Source) -> None:
+    """What a recipe says is recorded. Raises UsageError, without the password."""
+    for address in (source.path, source.labels or ""):
+        if re.match(r"[a-z0-9+]+://[^/@]*:[^/@]+@", address):
+            raise UsageError(
+                f"{without_credentials(address)}: a password stands in this address, and what a recipe says is recorded; put the address into "
+                "an environment variable and write `path: env:NAME`"
+            )
 
 
 def _check_labels(source: Source, kind: str) -> None:
@@ -138,7 +152,10 @@ class Reading:
             HermitcrabError: for a file that cannot be read.
         """
         name = name or self.source.path
-        with open_source(self.source, path, self.labels, name) as table, progress(f"reading {name}", unit="rows") as bar:
+        with (
+            open_source(self.source, path, self.labels, name) as table,
+            progress(f"reading {name}", unit="rows") as bar,
+        ):
             shape = Shape(self.source, table.columns)
             blocks = table.blocks(shape.needed) if table.blocks else [Block(0, None, lambda: table.read(shape.needed))]
             for block in blocks:
@@ -200,7 +217,13 @@ class Reading:
 
 
 def read_rows(
-    source: Source, path: Path, digest: str, uri: str, ledger: Ledger, on_error: str = "stop", labels: Path | None = None
+    source: Source,
+    path: Path,
+    digest: str,
+    uri: str,
+    ledger: Ledger,
+    on_error: str = "stop",
+    labels: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of a source that is one file, one at a time. `labels` is where `source.labels` lies.
 
@@ -217,9 +240,7 @@ def read_rows(
 # A piece as columns
 
 
-def _columnwise(
-    shape: Shape, block: Block, digest: str, uri: str
-) -> tuple[pa.RecordBatch, int, dict[str, int]] | None:
+def _columnwise(shape: Shape, block: Block, digest: str, uri: str) -> tuple[pa.RecordBatch, int, dict[str, int]] | None:
     """Rows, how many records they were taken of, and how many were not selected, by reason; None: something is to be told."""
     import pyarrow as pa
     import pyarrow.compute as pc

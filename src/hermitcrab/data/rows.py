@@ -82,9 +82,7 @@ class Shape:
         else:
             cell = parse_template(text, where)
         if (wanted == "messages" or column_kind(wanted) != "text") and cell.alone is None:
-            what = {"bytes": "files", "json": "JSON", "number": "numbers"}.get(
-                column_kind(wanted), "lists of messages"
-            )
+            what = {"bytes": "files", "json": "JSON", "number": "numbers"}.get(column_kind(wanted), "lists of messages")
             raise UsageError(f"{where}: expected a column that holds {what}. Received: {shown(text)}")
         for column in cell.columns:
             self._known(column, f"columns: {wanted}")

@@ -160,7 +160,11 @@ def _download(origin: Origin, mark: Mark, folder: Path) -> str:
                         bar.add(len(chunk))
                         if out.tell() > (most if mark.size is None else mark.size):
                             out.truncate(0)
-                            said = f"the {mark.size:,} that it says" if mark.size is not None else f"{most:,}, the most that is taken in here"
+                            said = (
+                                f"the {mark.size:,} that it says"
+                                if mark.size is not None
+                                else f"{most:,}, the most that is taken in here"
+                            )
                             raise HermitcrabError(f"{origin.uri}: sends more bytes than {said}; refused")
                 if mark.size is None or partial.stat().st_size == mark.size:
                     break

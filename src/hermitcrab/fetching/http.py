@@ -67,7 +67,9 @@ class Web:
         if answer.status >= 500 or answer.status in (408, 429):
             raise Broken(f"the server answers with status {answer.status}")
         told = {401: ", it asks for a login", 403: ", it does not give it to us", 404: ", it has no such file"}
-        raise HermitcrabError(f"{self.uri}: the server answers with status {answer.status}{told.get(answer.status, '')}")
+        raise HermitcrabError(
+            f"{self.uri}: the server answers with status {answer.status}{told.get(answer.status, '')}"
+        )
 
     @contextmanager
     def _get(self, headers: dict[str, str]) -> Iterator[Any]:
@@ -77,7 +79,9 @@ class Web:
             pool, path, more = self._pool(url, trusted=self.anywhere or hop == 0)
             errors = needs("urllib3.exceptions", "remote")
             try:
-                answer = pool.request("GET", path, headers={**more, **headers}, preload_content=False, redirect=False, retries=False)
+                answer = pool.request(
+                    "GET", path, headers={**more, **headers}, preload_content=False, redirect=False, retries=False
+                )
             except errors.TimeoutError as error:
                 raise Broken(f"the server does not answer within {READ:g} seconds") from error
             except (errors.HTTPError, OSError) as error:
@@ -97,7 +101,9 @@ class Web:
         library = needs("urllib3", "remote")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise HermitcrabError(f"{self.uri}: redirects to {without_credentials(url)[:200]}, which is no web address; refused")
+            raise HermitcrabError(
+                f"{self.uri}: redirects to {without_credentials(url)[:200]}, which is no web address; refused"
+            )
         if not trusted and parts.scheme == "http" and self.url.startswith("https:"):
             raise HermitcrabError(f"{self.uri}: redirects from https to http; refused")
         port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -23,12 +23,16 @@ def find_dataset(reference: str, hub: str, rest: str) -> Resolved:
     """The commit and the files that a reference means. Raises UsageError where its form is wrong."""
     found = FORM.fullmatch(rest)
     if not found or ".." in PurePosixPath(found["path"]).parts or found["path"].startswith("/"):
-        raise UsageError(f"{reference}: expected {hub}:datasets/ORG/NAME@REVISION/PATH, the path of a file or a pattern (data/*.parquet)")
+        raise UsageError(
+            f"{reference}: expected {hub}:datasets/ORG/NAME@REVISION/PATH, the path of a file or a pattern (data/*.parquet)"
+        )
     if found["path"].endswith((".py", ".pkl", ".pickle", ".pt", ".pth")):
         raise UsageError(f"{reference}: names a file that could run code; refused")
     revision = found["revision"]
     if hub == "ms" and not COMMIT.fullmatch(revision):
-        raise UsageError(f"{reference}: ModelScope's library does not tell which commit `{revision}` is; give the commit itself")
+        raise UsageError(
+            f"{reference}: ModelScope's library does not tell which commit `{revision}` is; give the commit itself"
+        )
     commit = revision if COMMIT.fullmatch(revision) else _commit(reference, found["name"], revision)
     uri = f"{hub}:datasets/{found['name']}@{commit}/{found['path']}"
     place = _place(uri)
@@ -62,7 +66,9 @@ def _commit(reference: str, name: str, revision: str) -> str:
 def _download(hub: str, name: str, commit: str, path: str, folder: Path) -> Any:
     if hub == "hf":
         library = needs("huggingface_hub", "hub")
-        return library.snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=[path], local_dir=folder)
+        return library.snapshot_download(
+            name, repo_type="dataset", revision=commit, allow_patterns=[path], local_dir=folder
+        )
     library = needs("modelscope.hub.snapshot_download", "modelscope")
     return library.dataset_snapshot_download(name, revision=commit, allow_patterns=[path], local_dir=str(folder))
 

@@ -6,7 +6,7 @@ Where there are no credentials at all it asks without, as for a public bucket.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from hermitcrab.digest import digest_json
@@ -22,7 +22,9 @@ class Bucket:
         self.uri, self.key = without_credentials(reference), digest_json(reference)
         self.bucket, _, self.name = reference.removeprefix("s3://").partition("/")
         if not reference.startswith("s3://") or not self.bucket or not self.name or "@" in self.bucket:
-            raise UsageError(f"{self.uri}: expected s3://BUCKET/KEY; credentials and endpoint come from the environment (AWS_…)")
+            raise UsageError(
+                f"{self.uri}: expected s3://BUCKET/KEY; credentials and endpoint come from the environment (AWS_…)"
+            )
 
     def look(self) -> Mark:
         found = self._asked("head_object")
@@ -30,8 +32,12 @@ class Bucket:
 
     @contextmanager
     def open(self, start: int, mark: Mark) -> Iterator[tuple[int, Iterator[bytes]]]:
-        found = self._asked("get_object", Range=f"bytes={start}-", IfMatch=mark.tag) if mark.size else self._asked("get_object")
-        with found["Body"] as body:
+        found = (
+            self._asked("get_object", Range=f"bytes={start}-", IfMatch=mark.tag)
+            if mark.size
+            else self._asked("get_object")
+        )
+        with closing(found["Body"]) as body:
             yield start, self._chunks(body)
 
     def _chunks(self, body: Any) -> Iterator[bytes]:

@@ -83,7 +83,9 @@ def _write(address: str, scheme: str, query: str, path: Path) -> None:
             held, rows = list[pa.RecordBatch](), 0
             with pq.ParquetWriter(path, schema, compression="zstd", store_schema=False) as out:
                 for batch in reader:
-                    columns = [_stored(array).cast(field.type) for array, field in zip(batch.columns, schema, strict=True)]
+                    columns = [
+                        _stored(array).cast(field.type) for array, field in zip(batch.columns, schema, strict=True)
+                    ]
                     held.append(pa.RecordBatch.from_arrays(columns, schema=schema))
                     rows += batch.num_rows
                     bar.add(batch.num_rows)

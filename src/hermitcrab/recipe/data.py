@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from hermitcrab.recipe.parts import Count, Digest, Format, Part, Seed, Share, one_or_many
 
@@ -20,7 +19,22 @@ class Source(Part):
     sha256: Digest | None = None
     """Digest of the file (required for `pypi:` and `deb:`)."""
     type: Literal[
-        "auto", "csv", "tsv", "jsonl", "parquet", "arrow", "text", "lines", "html", "pdf", "warc", "idx", "images", "audio", "coco", "voc"
+        "auto",
+        "csv",
+        "tsv",
+        "jsonl",
+        "parquet",
+        "arrow",
+        "text",
+        "lines",
+        "html",
+        "pdf",
+        "warc",
+        "idx",
+        "images",
+        "audio",
+        "coco",
+        "voc",
     ] = "auto"
     """What the file is; `auto` goes by its ending (`.gz` and `.zst` are unpacked). `text`: a row is a paragraph; `lines`: a line; `idx`:
     images as MNIST has them, with their `labels`; `images`, `audio`: a folder, a row is a file; `coco`, `voc`: images with boxes."""
@@ -53,16 +67,6 @@ class Source(Part):
         """What its files are found by: the path, and of a database what it is asked."""
         more = f" {self.query}" if self.query is not None else " redirects:any" if self.redirects == "any" else ""
         return self.path + more
-
-    @model_validator(mode="after")
-    def _no_password(self) -> Source:
-        for address in (self.path, self.labels or ""):
-            if re.match(r"[a-z0-9+]+://[^/@]*:[^/@]+@", address):
-                raise ValueError(
-                    "a password stands in an address, and what a recipe says is recorded; put the address into an environment variable and "
-                    "write `path: env:NAME`"
-                )
-        return self
 
 
 class Split(Part):

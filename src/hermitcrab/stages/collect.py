@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hermitcrab.data.files import MEDIA, kind_of
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.reading import FOLDER, Reading, check_sources, kind_of_source
+from hermitcrab.data.reading import FOLDER, Reading, check_sources, kind_of_source, refuse_passwords
 from hermitcrab.data.tables import SPLITS, TableWriter, schema, source_digest
 from hermitcrab.digest import digest_file, digest_json
 from hermitcrab.errors import HermitcrabError
@@ -126,6 +126,7 @@ def _check_unchanged(file: File) -> None:
 
 def files_of(source: Source) -> dict[str, str | None]:
     """The references of a source, and the digest that each must have."""
+    refuse_passwords(source)
     labels = {source.labels: source.labels_sha256} if source.labels else {}
     return {source.reference: source.sha256, **labels}
 
@@ -161,7 +162,7 @@ def _files(job: Job, source: Source) -> list[File]:
             _about(source, kind, reference, job.places[reference], job.resolved.get(reference), wanted)
             for reference, wanted in files_of(source).items()
         ]
-        digest = source_digest([about["sha256"] for about in abouts])
+        digest = source_digest([str(about["sha256"]) for about in abouts])
         parts = [job.places[reference] for reference in files_of(source)]
         return [File(source.path, place, uri, digest, parts, abouts)]
     local = found is None or found.kind == "glob"
@@ -190,8 +191,10 @@ def _whole(job: Job, source: Source, kind: str, place: Path, uri: str) -> File:
     if source.labels is not None:
         path = job.places[source.labels]
         parts.append(path)
-        abouts.append(_about(source, f"{kind} labels", source.labels, path, job.resolved.get(source.labels), source.labels_sha256))
-    return File(source.path, place, uri, source_digest([a["sha256"] for a in abouts]), parts, abouts)
+        abouts.append(
+            _about(source, f"{kind} labels", source.labels, path, job.resolved.get(source.labels), source.labels_sha256)
+        )
+    return File(source.path, place, uri, source_digest([str(a["sha256"]) for a in abouts]), parts, abouts)
 
 
 def listing_digest(folder: Path) -> str:

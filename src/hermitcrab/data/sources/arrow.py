@@ -109,7 +109,10 @@ def _block(name: str, position: int, batch: pa.RecordBatch) -> Block:
 
     try:
         columns = {column: _text(array) for column, array in found.items()}
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # bytes that are no text, or what has no text: told row by row
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowNotImplementedError,
+    ):  # bytes that are no text, or what has no text: told row by row
         return Block(position, None, rows)
     plain = {column: array for column, array in columns.items() if array is not None}
     return Block(position, plain if len(plain) == len(columns) else None, rows)

@@ -40,7 +40,9 @@ def coco(folder: Path, labels: Path, name: str) -> tuple[list[str], Any]:
             else:
                 objects[files[a["image_id"]]].append({"label": kinds[a["category_id"]], "box": box})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise HermitcrabError(f"{name}: is no COCO annotation file: {type(error).__name__} {str(error)[:120]}") from error
+        raise HermitcrabError(
+            f"{name}: is no COCO annotation file: {type(error).__name__} {str(error)[:120]}"
+        ) from error
     here = set(files_below(folder))
     if lost := sorted(set(objects) - here):
         raise HermitcrabError(f"{name}: names {len(lost):,} images that the folder does not have, such as {lost[0]}")
@@ -49,13 +51,19 @@ def coco(folder: Path, labels: Path, name: str) -> tuple[list[str], Any]:
 
 def voc(folder: Path, listing: Path | None, name: str) -> tuple[list[str], Any]:
     """The images of `JPEGImages` that have an annotation in `Annotations`, or those that a list of ImageSets names."""
-    notes = {PurePosixPath(n).stem: n for n in files_below(folder) if n.endswith(".xml") and "Annotations" in PurePosixPath(n).parts}
+    notes = {
+        PurePosixPath(n).stem: n
+        for n in files_below(folder)
+        if n.endswith(".xml") and "Annotations" in PurePosixPath(n).parts
+    }
     images = {PurePosixPath(n).stem: n for n in files_below(folder) if "JPEGImages" in PurePosixPath(n).parts}
     wanted = sorted(notes)
     if listing is not None:
         wanted = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
     if lost := [stem for stem in wanted if stem not in images or stem not in notes]:
-        raise HermitcrabError(f"{name or folder.name}: {len(lost):,} images lack a file or an annotation, such as {lost[0]}")
+        raise HermitcrabError(
+            f"{name or folder.name}: {len(lost):,} images lack a file or an annotation, such as {lost[0]}"
+        )
     if twice := next((stem for stem in wanted if wanted.count(stem) > 1), None):
         raise HermitcrabError(f"{name}: names {twice} a second time")
     return [images[stem] for stem in wanted], lambda file, path: _note(file, folder / notes[PurePosixPath(file).stem])
@@ -69,15 +77,28 @@ def _note(file: str, path: Path) -> dict[str, Any] | BadRow:
         parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
         objects = []
         for found in etree.fromstring(path.read_bytes(), parser).iterfind("object"):
-            left, top, right, bottom = (float(found.findtext(f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax"))
-            objects.append({"label": found.findtext("name").strip(), "box": [left - 1, top - 1, right - left + 1, bottom - top + 1]})
+            left, top, right, bottom = (
+                float(found.findtext(f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")
+            )
+            objects.append(
+                {
+                    "label": found.findtext("name").strip(),
+                    "box": [left - 1, top - 1, right - left + 1, bottom - top + 1],
+                }
+            )
     except (etree.LxmlError, ValueError, TypeError, AttributeError) as error:
-        return BadRow(file, "annotation that cannot be read", f"{path.name} is no annotation of Pascal VOC: {str(error)[:120]}")
+        return BadRow(
+            file, "annotation that cannot be read", f"{path.name} is no annotation of Pascal VOC: {str(error)[:120]}"
+        )
     return _judged(file, objects)
 
 
 def _judged(file: str, objects: list[dict[str, Any]]) -> dict[str, Any] | BadRow:
     for found in objects:
         if not (found["box"][2] > 0 and found["box"][3] > 0):
-            return BadRow(file, "box without an area", f"the box of a {found['label']} is {found['box']}; expected a width and a height")
+            return BadRow(
+                file,
+                "box without an area",
+                f"the box of a {found['label']} is {found['box']}; expected a width and a height",
+            )
     return {"objects": objects}

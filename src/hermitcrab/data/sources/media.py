@@ -61,7 +61,9 @@ def open_media(source: Source, kind: str, folder: Path, labels: Path | None) -> 
     yield Table([what, "file", *columns], rows)
 
 
-def _row(source: Source, what: str, folder: Path, name: str, number: int, known: Of, seen: Counter[str]) -> Record | BadRow:
+def _row(
+    source: Source, what: str, folder: Path, name: str, number: int, known: Of, seen: Counter[str]
+) -> Record | BadRow:
     where = f"{source.path}/{name}"
     path = folder / name
     try:
@@ -131,7 +133,9 @@ def _manifest(source: Source, labels: Path, names: list[str]) -> tuple[Of, list[
                 continue
             file = row.cells.get("file")
             if not isinstance(file, str):
-                raise UsageError(f"{row.where}: expected a column `file`, the path in the folder. It has: {', '.join(row.cells)}")
+                raise UsageError(
+                    f"{row.where}: expected a column `file`, the path in the folder. It has: {', '.join(row.cells)}"
+                )
             if file in listed:
                 raise HermitcrabError(f"{row.where}: names {file} a second time")
             listed[file] = {key: value for key, value in row.cells.items() if key != "file"}

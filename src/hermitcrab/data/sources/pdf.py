@@ -35,7 +35,11 @@ def _record(path: Path, name: str) -> Record | BadRow:
             [sys.executable, "-c", "from hermitcrab.data.sources.pdf import main; main()", str(path.absolute())],
             capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=SECONDS * 4,
         )  # fmt: skip
-        told = json.loads(ended.stdout) if ended.returncode == 0 else {"error": "it asks for more time or memory than a file is given"}
+        told = (
+            json.loads(ended.stdout)
+            if ended.returncode == 0
+            else {"error": "it asks for more time or memory than a file is given"}
+        )
     except (subprocess.TimeoutExpired, ValueError):
         told = {"error": "it asks for more time than a file is given"}
     if "error" in told:

@@ -22,9 +22,11 @@ def open_warc(stream: BinaryIO, name: str) -> Table:
                 yield _row(record, name, position)
                 position += 1
         except (errors.ArchiveLoadFailed, ValueError, EOFError, OSError) as error:
-            raise HermitcrabError(f"{name}: record {position + 1:,}: is no WARC, or is damaged: {str(error)[:160]}") from error
+            raise HermitcrabError(
+                f"{name}: record {position + 1:,}: is no WARC, or is damaged: {str(error)[:160]}"
+            ) from error
         if position == 0:
-            raise HermitcrabError(f"{name}: is empty; expected WARC records")
+            raise HermitcrabError(f"{name}: is empty or cut short; expected WARC records")
 
     return Table(["text", "title", "url", "date"], read)
 
@@ -43,10 +45,15 @@ def _row(record: Any, name: str, position: int) -> Record | BadRow | Skipped:
         return Skipped(position, "a response that is neither HTML nor text")
     declared = record.length
     raw = record.content_stream().read(LARGEST + 1)
-    if declared and record.raw_stream.limit > 0 and len(raw) <= LARGEST:  # warcio ends in silence where a file is cut short
+    if (
+        declared and record.raw_stream.limit > 0 and len(raw) <= LARGEST
+    ):  # warcio ends in silence where a file is cut short
         raise ValueError("it ends within a record")
     charset = options.partition("charset=")[2].strip(" \"'").split(";")[0] or None
-    more = {"url": record.rec_headers.get_header("WARC-Target-URI") or "", "date": record.rec_headers.get_header("WARC-Date") or ""}
+    more = {
+        "url": record.rec_headers.get_header("WARC-Target-URI") or "",
+        "date": record.rec_headers.get_header("WARC-Date") or "",
+    }
     if kind in PAGES:
         return page(raw, name, position, more, charset)
     if len(raw) > LARGEST:
