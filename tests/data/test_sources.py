@@ -162,7 +162,7 @@ def test_warc_gives_its_pages_and_counts_the_rest(tmp_path, name):
     assert counts["dropped"] == {"a response that is neither HTML nor text": 1, "a response with another status than 200": 1,
                                  "no response of a server: resource": 1}  # fmt: skip
     (tmp_path / name).write_bytes(whole[:300])
-    with pytest.raises(HermitcrabError, match="is no WARC, or is damaged|cut short"):
+    with pytest.raises(HermitcrabError, match=r"is no WARC, or is damaged|cut short"):
         read(tmp_path / name)
 
 
@@ -210,7 +210,7 @@ def test_folder_names_are_labels_and_broken_images_are_counted(tmp_path):
 
 def test_huge_image_is_refused_by_its_header(tmp_path):
     huge_picture(tmp_path / "a/huge.png")
-    with pytest.raises(HermitcrabError, match="has 100,000 x 100,000 pixels|decompression bomb"):
+    with pytest.raises(HermitcrabError, match=r"has 100,000 x 100,000 pixels|decompression bomb"):
         read(tmp_path, "stop", format="image-label", type="images")
 
 
@@ -291,7 +291,8 @@ def test_real_digits_are_read_by_their_names(shared_data, tmp_path):
     with tarfile.open(shared_data / "speech-digits/recordings.tar.gz") as archive:
         members = [m for m in archive.getmembers() if m.name.endswith("_0.wav")]
         archive.extractall(tmp_path, members=members, filter="data")
-    part = source(tmp_path, format="audio-text", type="audio", pattern=r"(?P<digit>\d)_(?P<speaker>[a-z]+)_\d+\.wav$", columns={"text": "digit"},
+    part = source(tmp_path, format="audio-text", type="audio", pattern=r"(?P<digit>\d)_(?P<speaker>[a-z]+)_\d+\.wav$",
+                  columns={"text": "digit"},
                   document="speaker")  # fmt: skip
     rows = list(read_rows(part, tmp_path, "d", "u", Ledger("rows")))
     assert len(rows) == 60
@@ -337,9 +338,12 @@ except HermitcrabError as error:
 
 
 @pytest.mark.parametrize("text", [
-    '{"text": "a"}\n{"text": "b"}\n', '{"text": "a", "text": "b"}\n', '{"text": "a", "x": NaN}\n', '{"text": 1}\n', '{"text": "a"} {"text": "b"}\n',
-    '{"text": "\\u0000"}\n', '{"text": "\\ud800"}\n', '{"text": " "}\n{"text": "\u3000"}\n', '{"text": "a"}\n\n{"text": null}\n', '{"x": 1}\n{"text": "a"}\n',
-    '{"text": "a", "x": [[1]]}\n', '\ufeff{"text": "a"}\n{"text": "b"}', '{"text": "a"\n}\n', '[1]\n{"text": "v"}\n', '{"text": "a", "x": 1e999}\n',
+    '{"text": "a"}\n{"text": "b"}\n', '{"text": "a", "text": "b"}\n', '{"text": "a", "x": NaN}\n', '{"text": 1}\n',
+    '{"text": "a"} {"text": "b"}\n',
+    '{"text": "\\u0000"}\n', '{"text": "\\ud800"}\n', '{"text": " "}\n{"text": "\u3000"}\n', '{"text": "a"}\n\n{"text": null}\n', 
+    '{"x": 1}\n{"text": "a"}\n',
+    '{"text": "a", "x": [[1]]}\n', '\ufeff{"text": "a"}\n{"text": "b"}', '{"text": "a"\n}\n', '[1]\n{"text": "v"}\n',
+    '{"text": "a", "x": 1e999}\n',
 ])  # fmt: skip
 def test_columns_and_single_rows_tell_the_same(tmp_path, monkeypatch, text):
     (tmp_path / "a.jsonl").write_bytes(text.encode("utf-8", "surrogatepass"))

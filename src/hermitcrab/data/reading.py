@@ -85,8 +85,8 @@ def refuse_passwords(source: Source) -> None:
     for address in (source.path, source.labels or ""):
         if re.match(r"[a-z0-9+]+://[^/@]*:[^/@]+@", address):
             raise UsageError(
-                f"{without_credentials(address)}: a password stands in this address, and what a recipe says is recorded; put the address into "
-                "an environment variable and write `path: env:NAME`"
+                f"{without_credentials(address)}: a password stands in this address, and what a recipe says is recorded; "
+                "put the address into an environment variable and write `path: env:NAME`"
             )
 
 

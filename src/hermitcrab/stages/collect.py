@@ -240,7 +240,8 @@ STAGE = Stage(
     name="collect",
     inputs=(),
     code=(
-        "stages/collect.py", "data/files.py", "data/readers.py", "data/blocks.py", "data/rows.py", "data/reading.py", "data/sources", "data/idx.py", "data/images.py", "data/tables.py",
+        "stages/collect.py", "data/files.py", "data/readers.py", "data/blocks.py", "data/rows.py", "data/reading.py", "data/sources",
+        "data/idx.py", "data/images.py", "data/tables.py",
         "data/ledger.py", "models/base.py", "models/ggml.py", "models/tokenizer.py", "models/gguf_tokenizer.py", "models/chat.py",
         "models/formats", "models/architectures",
     ),
