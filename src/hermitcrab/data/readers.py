@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LONGEST = 1 << 24  # characters in a row: beyond that something is wrong, and memory is not to pay for it
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")  # what a table writes where it knows nothing
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _UNSOUND = re.compile("[\x00\ud800-\udfff]")  # NUL, and what is left of bytes that are not UTF-8
 
 

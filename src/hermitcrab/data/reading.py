@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.readers import BadRow, Block, Skipped, Table, open_table
 from hermitcrab.data.rows import Shape, gathers
 from hermitcrab.data.tables import FORMATS, column_kind, row_id, schema
+from hermitcrab.data.windows import read_windows
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.progress import progress, warn
 from hermitcrab.recipe import Source
@@ -61,7 +63,9 @@ def check_sources(sources: Iterable[Source]) -> None:
     for source in sources:
         refuse_passwords(source)
         _check_labels(source, kind := kind_of_source(source))
-        if source.features and gathers(source) is None:
+        if source.windows is not None and source.format != "series":
+            raise UsageError(f"{source.path}: `windows` are for rows of format `series`. Received: {source.format}")
+        if source.features and gathers(source) is None and source.windows is None:
             raise UsageError(
                 f"{source.path}: `features` are for rows that are gathered from columns, as of format `tabular`"
             )
@@ -214,6 +218,14 @@ class Reading:
         if not self.ledger.kept:
             reasons = ", ".join(f"{reason} ({count:,})" for reason, count in sorted(self.ledger.dropped.items()))
             raise HermitcrabError(f"{name}: no row of it is kept: {reasons or 'it has none'}")
+
+
+def _windows(source: Source, path: Path, digest: str, uri: str, ledger: Ledger) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    rows = read_windows(source, path, digest, uri, ledger)
+    while held := list(islice(rows, BATCH)):
+        yield pa.RecordBatch.from_pylist(held, schema(source.format))
 
 
 def read_rows(

@@ -12,13 +12,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from hermitcrab.data.readers import BadRow, Record, flaw, shown
+from hermitcrab.data.readers import MISSING, NUMBER, BadRow, Record, flaw, shown
 from hermitcrab.data.tables import FORMATS, column_kind, dump_json, dump_messages
 from hermitcrab.errors import UsageError, did_you_mean, nearest
 from hermitcrab.recipe import Source
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")  # what a table writes where it knows nothing
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"[+-]?\d{1,15}")
 ROLES = ("system", "user", "assistant", "tool")
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -102,7 +100,7 @@ class Shape:
         text = self._text(record, column).strip()
         if text in MISSING:
             return None
-        if _NUMBER.fullmatch(text):
+        if NUMBER.fullmatch(text):
             value = float(text)
             return int(text) if _WHOLE.fullmatch(text) else value if math.isfinite(value) else text
         return text
@@ -171,7 +169,7 @@ def _number(record: Record, column: str) -> float | None:
     text = _plain(record, column).strip()
     if text in MISSING:
         return None
-    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+    if not NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         told = f"column `{column}`: received {shown(text)}, expected a number"
         raise BadRow(record.where, f"column `{column}`: no number", told)
     return float(text)

@@ -146,6 +146,10 @@ def check_same_rows(all_answers: Sequence[Answers]) -> None:
             )
         for what in ("reference", "bytes", "groups"):
             a, b = getattr(first, what), getattr(other, what)
+            if what == "groups" and (a is None) != (b is None):
+                raise HermitcrabError(
+                    f"only one of `{other.model}` and `{first.model}` says which rows belong together; nothing is compared"
+                )
             if a is None or b is None:
                 continue
             for row, x, y in zip(first.row_ids, a, b, strict=True):

@@ -9,31 +9,19 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hermitcrab.errors import HermitcrabError, needs
+from hermitcrab.evaluate import forecasting, recommending, tables
+from hermitcrab.evaluate.baseline import Baseline
 from hermitcrab.progress import progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # inverse regularization strengths, tried from strong to weak
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """Predictions in the order of the rows asked, their log-likelihoods (nats), and what was fitted on what.
-
-    `columns` are others of the predictions table that the task's metrics look at (`scores`, the log-probability of each label).
-    """
-
-    predictions: list[Any]
-    scores: list[float | None]
-    fitted: dict[str, Any]
-    columns: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def majority(train: Sequence[str], test: Sequence[Any]) -> Baseline:
@@ -118,7 +106,7 @@ def tfidf_logreg(
 
 
 def logistic_regression(
-    train: np.ndarray, train_labels: Sequence[str], asked: np.ndarray, max_iter: int = 100
+    train: np.ndarray, asked: np.ndarray, train_labels: Sequence[str], max_iter: int = 100
 ) -> Baseline:
     """Multinomial logistic regression on numbers, standardized by the training rows as a whole.
 
@@ -151,6 +139,7 @@ def logistic_regression(
             "iterations": int(np.max(model.n_iter_)),
             "converged": bool(np.max(model.n_iter_) < max_iter),
         },
+        {"scores": [row.tolist() for row in log_p_NC]},
     )
 
 
@@ -168,7 +157,8 @@ def _tfidf_logreg(task: Any, train: pa.Table, validation: pa.Table, test: pa.Tab
 
 
 def _logistic_regression(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -> Baseline:
-    return logistic_regression(task.features(train), task.answers(train), task.features(test))
+    learnt, asked = task.learnt_features(train, test)
+    return logistic_regression(learnt, asked, task.answers(train))
 
 
 BASELINES: dict[str, Callable[[Any, Any, Any, Any], Baseline]] = {
@@ -176,6 +166,9 @@ BASELINES: dict[str, Callable[[Any, Any, Any, Any], Baseline]] = {
     "mean": _mean,
     "tfidf-logreg": _tfidf_logreg,
     "logistic-regression": _logistic_regression,
+    **tables.BASELINES,
+    **recommending.BASELINES,
+    **forecasting.BASELINES,
 }
 """By their names in a recipe: (task, training, validation and test rows) -> answers to the test rows. A task brings its own
 (`own_baselines`)."""

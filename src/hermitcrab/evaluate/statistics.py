@@ -3,7 +3,7 @@
 Two ideas carry the module. A metric is a function of *sums* over rows (how many were right, nats, bytes, true positives
 by label), so one resample of any metric is a weighted sum of rows: no metric is computed row by row again. And what is
 resampled or swapped is a *group*: a row where rows are independent, the whole document (user, passage) where a column
-names it.
+names it. scipy takes longer to import than a server to start, so those functions import it that need it.
 
 Shapes: N rows, G groups, K sums, M metrics, R resamples.
 """
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
 
 from hermitcrab.progress import progress
 
@@ -44,6 +43,8 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def _wilson(p: float, n: float, confidence: float) -> Interval:
+    from scipy import stats
+
     z = float(stats.norm.ppf(0.5 + confidence / 2))
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -58,6 +59,8 @@ def clustered_interval(hits: npt.ArrayLike, groups: Groups, confidence: float = 
     "Confidence intervals for proportions with small expected number of positive counts estimated from survey data").
     Where every row agrees there is no variance to go by, and the groups themselves are counted.
     """
+    from scipy import stats
+
     x_N = np.asarray(hits, dtype=np.float64)
     code_N = group_codes(groups, len(x_N))
     n, g = len(x_N), int(code_N.max(initial=-1)) + 1
@@ -117,7 +120,12 @@ def resample(fn: Totals, sums_GK: Floats, resamples: int, seed: int) -> Floats:
 def expanded(value: float, values_R: Floats, groups: int, confidence: float) -> Interval:
     """Expanded percentile interval (Hesterberg 2015, doi:10.1080/00031305.2015.1089789): the percentiles are moved
     outwards by Student's t and by sqrt(G / (G - 1)), without which few groups give intervals that are too narrow."""
+    from scipy import stats
+
     tail = float(stats.norm.cdf(math.sqrt(groups / (groups - 1)) * stats.t.ppf(0.5 - confidence / 2, groups - 1)))
+    values_R = values_R[np.isfinite(values_R)]  # a resample may have no value: no user of a kind was drawn
+    if not len(values_R):
+        return Interval(float(value), math.nan, math.nan)
     low, high = np.quantile(values_R, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
 
@@ -188,6 +196,8 @@ def mcnemar(gained: int, lost: int) -> float:
 
     For independent rows only. Where rows are clustered, see `swap_test`.
     """
+    from scipy import stats
+
     return float(stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
 
 
@@ -197,6 +207,8 @@ def paired_shares(gained: int, lost: int, n: int, confidence: float = 0.95) -> I
     Tango 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B. Where nothing turned it still has a width, about
     z² / n: resampling rows of which none differs would say that none ever can. For independent rows only.
     """
+    from scipy import optimize, stats
+
     z = float(stats.norm.ppf((1 + confidence) / 2))
 
     def score(delta: float) -> float:
@@ -267,6 +279,8 @@ def smallest_effect(n: int, discordance: float = 0.2, alpha: float = 0.05, power
     said. Solves n = (z_a sqrt(D) + z_b sqrt(D - d^2))^2 / d^2 for d (Connor 1987, doi:10.2307/2531961). None where not
     even d = D, every discordant row going one way, would show.
     """
+    from scipy import optimize, stats
+
     if n < 1:
         return None
     z_a, z_b = float(stats.norm.ppf(1 - alpha / 2)), float(stats.norm.ppf(power))

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from hermitcrab.recipe.clean import Clean
 from hermitcrab.recipe.parts import Count, Digest, Format, Part, Seed, Share, one_or_many
+
+
+class Windows(Part):
+    """How a table of series becomes rows: each is what was known at an origin, and what came after it."""
+
+    context: Count
+    """Values that are known."""
+    horizon: Count
+    """Values that come after them and are forecast."""
+    stride: Count | None = None
+    """Steps from one origin to the next; default: the horizon, so that no value is forecast twice."""
 
 
 class Source(Part):
@@ -59,6 +71,8 @@ class Source(Part):
     """Column of the file → its values, renamed (`{label: {"0": negative, "1": positive}}`). Others are an error."""
     where: dict[str, str] = {}
     """Column of the file → the only value that is taken."""
+    windows: Windows | None = None
+    """Of format `series`: a row of the file is a time (`columns: {time: …}`), every other column (or those of `features`) a series."""
     document: str | None = None
     """A column that names the document or user of a row: splits never cut through one, errors are clustered by it."""
 
@@ -74,15 +88,25 @@ class Split(Part):
     """Rows (or share) held out for choices: early stop, calibration. Unused where a validation source is given."""
     test: Annotated[int, Field(ge=0)] | Share = 0.1
     """Rows (or share) that only `evaluate` opens. Unused where a test source is given."""
+    by: str | None = None
+    """A column of numbers (the `time` of interactions): the largest are held out, in the place of a draw."""
+    within: str | None = None
+    """With `by`: hold out the largest of each value of this column (of each `user`), not of all rows together."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _within_needs_by(self) -> Split:
+        if self.within is not None and self.by is None:
+            raise ValueError(f"within needs by, a column of numbers. Received: within={self.within}")
+        return self
 
 
 class Data(Part):
     train: Annotated[list[Source], BeforeValidator(one_or_many), Field(min_length=1)]
     validation: Annotated[list[Source], BeforeValidator(one_or_many)] = []
     test: Annotated[list[Source], BeforeValidator(one_or_many)] = []
-    clean: list[Literal["normalize", "exact-dedup", "decontaminate"]] = ["normalize", "exact-dedup", "decontaminate"]
-    """Filters, in this order."""
+    clean: Clean = ["normalize", "exact-dedup", "decontaminate"]
+    """Filters, in this order: a name, or a name with its options, `{near-dedup: {threshold: 0.7}}`."""
     normalize: Literal["NFC", "NFKC"] = "NFC"
     """Unicode form that `normalize` brings text to."""
     split: Split = Split()

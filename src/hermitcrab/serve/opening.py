@@ -104,7 +104,8 @@ def open_model(
     base["name"] = record["name"]
     if told is not None:
         _as_signed(path, base)
-    train, encoder = _rendering(base, path, record["template_digest"]) if prompted else (Train(), None)
+    text = load_text(base, path) if reads_text else None
+    train, encoder = _rendering(base, path, text, record["template_digest"]) if prompted and text else (Train(), None)
     return Opened(
         name=record["name"],
         task=record["task"],
@@ -115,7 +116,7 @@ def open_model(
         plain_text=record["format"] == "text",
         created=int((path / RECORD).stat().st_mtime),
         verified=told,
-        text=load_text(base, path) if reads_text else None,
+        text=text,
         stamps=stamps,
     )
 
@@ -142,8 +143,8 @@ def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool, bare
     task, fitted = found
     part = Base(path=what, license="LicenseRef-not-asked")  # nothing is made of it here
     base = describe(path, resolved, part, task.reads_text)
-    encoder = load_encoder(base, path, "auto") if task.prompted else None
     text = load_text(base, path) if task.reads_text else None
+    encoder = load_encoder(base, path, "auto", text) if task.prompted else None
     stamps = stamps_of(path if path.is_dir() else path.parent, [file["path"] for file in base["files"]])
     start = Start(base, path, None, fitted)
     return Opened(base["name"], task.name, start, Train(), encoder, [], False, 0, None, text, stamps)
@@ -201,10 +202,10 @@ def _as_signed(path: Path, base: dict[str, Any]) -> None:
             raise HermitcrabError(f"{path / file['path']}: changed since the package was verified a moment ago")
 
 
-def _rendering(base: dict[str, Any], path: Path, recorded: Any) -> tuple[Train, Encoder]:
+def _rendering(base: dict[str, Any], path: Path, text: TextTokenizer, recorded: Any) -> tuple[Train, Encoder]:
     """The rendering whose digest the record has: the package's chat template, or none."""
     for train in (Train(template="auto"), Train(template="none")):
-        encoder = load_encoder(base, path, train.template)
+        encoder = load_encoder(base, path, train.template, text)
         if encoder.template_digest == recorded:
             return train, encoder
     raise HermitcrabError(f"{path}: its chat template is not the one that it was trained with. Expected: {recorded}")

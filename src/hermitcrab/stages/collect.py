@@ -71,6 +71,8 @@ def collect_rows(job: Job) -> None:
 
 
 def _collect_split(job: Job, split: str, sources: list[Source], ledger: Ledger) -> list[dict[str, Any]]:
+    import pyarrow as pa
+
     described: list[dict[str, Any]] = []
     files = {id(source): _files(job, source) for source in sources}
     digests = Counter(file.digest for each in files.values() for file in each)
@@ -89,7 +91,7 @@ def _collect_split(job: Job, split: str, sources: list[Source], ledger: Ledger) 
                     for batch in reading.batches(file.path, file.digest, file.uri, file.name):
                         if file.digest in taken:
                             _check_new(source, split, batch, taken[file.digest])
-                        out.add_batch(batch)
+                        out.write(pa.Table.from_batches([batch]))
                 _check_unchanged(file)
                 rows = {"rows_read": counts.taken - before[0], "rows_kept": counts.kept - before[1]}
                 described += [{**about, "split": split, **rows} for about in file.abouts]
@@ -240,7 +242,8 @@ STAGE = Stage(
     name="collect",
     inputs=(),
     code=(
-        "stages/collect.py", "data/files.py", "data/readers.py", "data/blocks.py", "data/rows.py", "data/reading.py", "data/sources",
+        "stages/collect.py", "data/files.py", "data/readers.py", "data/blocks.py", "data/rows.py", "data/reading.py", "data/windows.py",
+        "data/sources",
         "data/idx.py", "data/images.py", "data/tables.py",
         "data/ledger.py", "models/base.py", "models/ggml.py", "models/tokenizer.py", "models/gguf_tokenizer.py", "models/chat.py",
         "models/formats", "models/architectures",

@@ -189,6 +189,7 @@ class Search:
         facts["energy"] = {
             "joules": None if method else sum(joules),
             "method": method or "the sum of the trials besides the chosen training",
+            **({"estimated": True} if not method and any(f["energy"].get("estimated") for f in others) else {}),
         }
 
 

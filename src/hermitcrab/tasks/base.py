@@ -30,6 +30,7 @@ from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Recipe, Train
 from hermitcrab.tasks import Asking, Loss, Start, Work, metrics_asked
+from hermitcrab.tasks.examples import SENTENCES, Tensors, place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,30 +46,6 @@ OF_PROMPTS = (
 """Keys that mean nothing where no prompt is read."""
 PACE = 64  # probes that are answered one by one to see how fast a model is
 TYPICAL = 1e6  # parameters of a model whose size is not known yet
-SENTENCES = (
-    "The ferry leaves the harbor at six, and by seven the mountains are out of sight.",
-    "def area(width, height):\n    return width * height",
-    "I had expected more from this film: the story is thin, but the two leads carry it well.",
-    "Water boils at a lower temperature on a mountain because the air pressure there is lower.",
-    "Please send the signed contract back to us before Friday, together with a copy of the invoice.",
-    "寄居蟹住在别的动物留下的壳里，没有谁会因此责怪它。",
-    "If 3 apples cost 2 dollars, then 12 apples cost 8 dollars.",
-    "El tren de las nueve llegó tarde otra vez y nadie en el andén parecía sorprendido.",
-)
-"""What texts are compared on: of our own, so that no row of anybody's data enters a package."""
-
-
-class Tensors:
-    """Examples as tensors whose first dimension is the row."""
-
-    def __init__(self, names: list[str], **columns: torch.Tensor):
-        self.names, self.columns = names, columns
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def row_ids(self, rows: Any) -> list[str]:
-        return [self.names[int(row)] for row in rows]
 
 
 class BaseTask:
@@ -86,7 +63,7 @@ class BaseTask:
     baselines: ClassVar[tuple[str, ...]] = ()
     """Names, of `evaluate.baselines.BASELINES` or of `own_baselines`."""
     own_baselines: ClassVar[Mapping[str, Callable[..., Any]]] = {}
-    """Name → (task class, training, validation and test rows) -> `evaluate.baselines.Baseline`."""
+    """Name → (task class, training, validation and test rows) -> `evaluate.baseline.Baseline`."""
     kind: ClassVar[str] = ""
     """Of transformers' mappings (`MODEL_FOR_…_MAPPING`); of no use to a task that has `build`."""
     reads_text: ClassVar[bool] = False
@@ -105,7 +82,7 @@ class BaseTask:
     """`crab serve` takes its packages; the others answer by `crab predict`."""
     why_not_split: ClassVar[str | None] = None
     """Why several processes could not agree with one: batch statistics, in-batch negatives."""
-    fitted_as: ClassVar[Mapping[str, type]] = {}
+    fitted_as: ClassVar[Mapping[str, Any]] = {}
     """What `fit` gives: each key with its type, which a record is held to."""
 
     def __init__(self, start: Start, train: Train):
@@ -136,8 +113,9 @@ class BaseTask:
     def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
         for key, kind in cls.fitted_as.items():
             if not isinstance(fitted.get(key), kind):
+                wanted, found = getattr(kind, "__name__", kind), str(fitted.get(key))[:60]
                 raise HermitcrabError(
-                    f"{where}: fitted: {key}: expected {kind.__name__}, as {cls.name} fits it. Received: {str(fitted.get(key))[:60]}"
+                    f"{where}: fitted: {key}: expected {wanted}, as {cls.name} fits it. Received: {found}"
                 )
         if odd := sorted(fitted.keys() - cls.fitted_as.keys()):
             raise HermitcrabError(f"{where}: fitted: {cls.name} fits no `{odd[0]}`")
@@ -197,6 +175,11 @@ class BaseTask:
     @classmethod
     def features(cls, rows: pa.Table) -> Any:
         return cls.texts(rows)
+
+    @classmethod
+    def learnt_features(cls, train: pa.Table, rows: pa.Table) -> tuple[Any, Any]:
+        """What baselines learn from and are asked, where features are fitted on the first."""
+        return cls.features(train), cls.features(rows)
 
     @classmethod
     def work(cls, recipe: Recipe, base: dict[str, Any], rows: Mapping[str, float], test: Path | None) -> Work:
@@ -387,7 +370,7 @@ class BaseTask:
         table = {"row_id": rows["row_id"], "reference": self.answers(rows), "prediction": [], **columns}
         table.setdefault("score", pa.array([None] * rows.num_rows, pa.float64()))
         if "document" in rows.column_names:
-            table["document"] = rows["document"]
+            table.setdefault("document", rows["document"])  # a task may group rows itself
         return pa.table(table).replace_schema_metadata({"prompt_digest": self.asked(rows, part)})
 
     def answer(self, model: nn.Module, inputs: list[Any], part: Asking) -> list[dict[str, Any]]:
@@ -402,11 +385,5 @@ class BaseTask:
             for i, one in enumerate(inputs)
         ]
 
-
-def place() -> Any:
-    """Where batches go: this process's GPU, or the CPU."""
-    import os
-
-    import torch
-
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+    def question(self, model: nn.Module, one: Any, part: Asking) -> Any:
+        raise UsageError(f"answers of {self.name} cannot be explained so far")

@@ -33,7 +33,7 @@ class Classifier(BaseTask):
     ignored: ClassVar[tuple[str, ...]] = OF_PROMPTS
     distributions = True
     noisy = True
-    fitted_as: ClassVar[Mapping[str, type]] = {"labels": list}
+    fitted_as: ClassVar[Mapping[str, Any]] = {"labels": list}
 
     @classmethod
     def check_rows(cls, part: Evaluate, splits: Mapping[str, pa.Table]) -> None:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from hermitcrab.tasks.explained import Question
+
 PROBES = 64
 PACE = 4  # times that they are answered one by one to see how fast a model is
 
@@ -253,6 +255,18 @@ class ImageClassification(Classifier):
         that was not as those that the model learnt from."""
         pixels_NHWC, changed = self.as_learnt(self.fitted, inputs)
         return self.told_of(self.fitted, inputs, changed, self.log_probabilities(model, pixels_NHWC, 64))
+
+    def question(self, model: nn.Module, one: tuple[str, bytes], part: Asking) -> Question:
+        """What an explanation of the label of one image asks."""
+        import torch
+
+        from hermitcrab.tasks.explained import of_image
+
+        model.eval()
+        pixels_NHWC, _ = self.as_learnt(self.fitted, [one])
+        pixels_CHW = torch.from_numpy(np.ascontiguousarray(pixels_NHWC[0].transpose(2, 0, 1)))
+        scaled_CHW = self.scaled(pixels_CHW).to(next(model.parameters()).dtype)
+        return of_image(model, scaled_CHW, pixels_NHWC[0], self.fitted["labels"])
 
     @classmethod
     def answer_by(

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from hermitcrab.tasks.explained import Question
+
 TYPICAL = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -386,6 +388,12 @@ class TextGeneration(BaseTask):
         from hermitcrab.tasks.answers import answer_texts
 
         return answer_texts(self.encoder, model, inputs, part)
+
+    def question(self, model: nn.Module, one: str, part: Asking) -> Question:
+        """What an explanation of the answer to one text asks."""
+        from hermitcrab.tasks.explained import of_prompt
+
+        return of_prompt(self.encoder, model, one, part)
 
 
 def _shared(path: Path) -> int:
