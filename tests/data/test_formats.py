@@ -10,7 +10,7 @@ from cleaned import clean
 
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.readers import BadRow
-from hermitcrab.data.rows import check_sources, read_rows
+from hermitcrab.data.reading import check_sources, read_rows
 from hermitcrab.data.tables import FORMATS, answer, column_kind, question, register_format, schema
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.recipe import Source

@@ -2,7 +2,8 @@
 
 `row_id` (16 hex digits, of source digest and position), `source` (uri), `document` (null where the source names none),
 and the columns of the format. `messages` is the JSON text of a list of `{role, content}`; `image` is the bytes of a PNG;
-`record` the JSON text of column → number, text or null.
+`record` the JSON text of column → number, text or null; `objects` that of a list of `{label, box}`, the box `[x, y, width, height]` in
+pixels from the upper left corner; `audio` is the bytes of a WAV of plain PCM.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "image-label": ("image", "label"),
     "image": ("image",),
+    "image-objects": ("image", "objects"),
+    "audio-label": ("audio", "label"),
+    "audio-text": ("audio", "text"),
     "text-label": ("text", "label"),
     "translation": ("source_text", "target_text"),
     "tabular": ("record", "target"),
@@ -36,6 +40,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
 # What a column holds; all others are texts. `json` is the JSON text of a list or an object, `number` float64, null where there is none.
 KINDS = {
     "image": "bytes",
+    "audio": "bytes",
+    "objects": "json",
     "record": "json",
     "features": "json",
     "past": "json",
