@@ -169,6 +169,7 @@ class Run:
                         resolved=self.resolved,
                         base=self.recipe.base,
                         processes=self.recipe.cluster.processes,
+                        cluster=self.recipe.cluster.address,
                         trial=self.trial,
                     )
                 )

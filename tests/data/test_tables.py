@@ -1,7 +1,10 @@
 import json
+from itertools import pairwise
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hermitcrab.data.tables import (
     Splits,
@@ -12,6 +15,7 @@ from hermitcrab.data.tables import (
     row_id,
     rows_of,
     schema,
+    write_rows,
     write_table,
 )
 
@@ -60,3 +64,20 @@ def test_dropped_rows_leave_with_split_and_reason(tmp_path):
     splits.drop("train", [None, "why", None])
     assert [r["text"] for r in rows_of(splits.tables["train"])] == ["0", "2"]
     assert splits.dropped == [(row_id("sha256:x", 1), "train", "why")]
+
+
+@settings(deadline=None, max_examples=10)
+@given(cuts=st.lists(st.integers(0, 20_000), max_size=5), long=st.integers(0, 19_999))
+def test_many_rows_at_once_give_the_bytes_of_one_after_the_other(tmp_path_factory, cuts, long):
+    folder, kind = tmp_path_factory.mktemp("tables"), schema("text")
+    rows = [row(i, text="é" * (20_000_000 if i == long else i % 7)) for i in range(20_000)]
+    write_rows(folder / "one", rows, kind)
+    table, edges = kind.empty_table().from_pylist(rows, kind), sorted({0, *cuts, 20_000})
+    with TableWriter(folder / "many", kind) as out:
+        for first, last in pairwise(edges):
+            if first % 2:
+                out.write(table.slice(first, last - first))
+            else:
+                for each in rows[first:last]:
+                    out.add(each)
+    assert (folder / "one").read_bytes() == (folder / "many").read_bytes()

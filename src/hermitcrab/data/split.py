@@ -1,33 +1,30 @@
 """Training, validation and test rows: drawn by a seeded hash of what they say, so neither order nor files decide.
 
 Rows of one document stay together; rows without a document go by their folded text, so no text is on both sides. Test
-is drawn first, so asking for more or fewer validation rows leaves it as it was.
+is drawn first, so asking for more or fewer validation rows leaves it as it was. All of it is decided on keys (`data.segment` makes them).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from hermitcrab.data.clean import fold, fold_keys
-from hermitcrab.data.tables import Splits
+import numpy as np
+
+from hermitcrab.data.census import TRAIN, Census, apart, numbered
+from hermitcrab.data.scratch import RANKS, id_text
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import say
 from hermitcrab.recipe import Split
 
 
-def draw(seed: int, purpose: str, key: str) -> bytes:
-    """Where `key` comes in an order that looks random and is the same everywhere."""
-    return hashlib.sha256(f"{seed}\0{purpose}\0{key}".encode()).digest()
-
-
-def choose(sizes: Mapping[str, int], wanted: int, seed: int) -> set[str]:
-    """Groups that together have `wanted` rows, or as near to that as whole groups come in the seed's order."""
-    chosen, left = set[str](), wanted
-    order = sorted(sizes, key=lambda group: draw(seed, "split", group))
+def choose(sizes: Mapping[bytes, int], wanted: int) -> set[bytes]:
+    """Groups that together have `wanted` rows, or as near to that as whole groups come in the order of their names, which are draws."""
+    chosen, left = set[bytes](), wanted
+    order = sorted(sizes)
     for group in order:
+        if not left:
+            return chosen
         if sizes[group] <= left:
             chosen.add(group)
             left -= sizes[group]
@@ -41,71 +38,68 @@ def _wanted(asked: int | float, rows: int) -> int:
     return asked if isinstance(asked, int) else round(asked * rows)
 
 
-def hold_out(splits: Splits, part: Split, given: Collection[str]) -> dict[str, Any]:
+def hold_out(census: Census, part: Split, given: Collection[str]) -> dict[str, Any]:
     """Move validation and test rows out of training rows, but for given splits. Returns what was asked and got.
 
     Raises:
         HermitcrabError: when more rows are asked for than there are, or none would be left to train on.
     """
-    table = splits.tables["train"]
-    wanted = {s: _wanted(getattr(part, s), table.num_rows) for s in ("test", "validation") if s not in given}
-    if sum(wanted.values()) >= max(table.num_rows, 1):
+    rows = np.flatnonzero(census.alive_N & (census.home_N == TRAIN))
+    wanted = {s: _wanted(getattr(part, s), len(rows)) for s in ("test", "validation") if s not in given}
+    if sum(wanted.values()) >= max(len(rows), 1):
         asked = " and ".join(f"{count:,} {split}" for split, count in wanted.items())
         raise HermitcrabError(
-            f"data.split asks for {asked} rows, but the training source has {table.num_rows:,} after cleaning "
-            f"({len(splits.dropped):,} were dropped) and some must be left to train on; ask for fewer or give more"
+            f"data.split asks for {asked} rows, but the training source has {len(rows):,} after cleaning "
+            f"({sum(census.why().values()):,} were dropped) and some must be left to train on; ask for fewer or give more"
         )
-    documents = table.column("document").to_pylist()
-    groups = [
-        f"document {document}" if document is not None else f"text {fold(text)}"
-        for document, text in zip(documents, splits.questions("train"), strict=True)
-    ]
-    sizes, told = Counter(groups), {}
+    if not any(wanted.values()):
+        return {split: {"asked": 0, "got": 0} for split in wanted}
+    keys_R = census.keys["group"][rows]
+    number_R = numbered(keys_R)
+    name_G = np.empty(number_R.max() + 1, keys_R.dtype)
+    name_G[number_R] = keys_R
+    sizes = dict(zip(map(bytes, name_G), np.bincount(number_R).tolist(), strict=True))
+    numbers, told = {name: number for number, name in enumerate(sizes)}, {}
     for split, count in wanted.items():
-        chosen = choose(sizes, count, part.seed)
-        mask = [group in chosen for group in groups]
-        splits.keep(split, mask, of="train")
-        splits.keep("train", [not held for held in mask])
-        groups = [group for group in groups if group not in chosen]
-        sizes = Counter(groups)
-        told[split] = {"asked": count, "got": splits.tables[split].num_rows}
-        if told[split]["got"] != count:
-            got = told[split]["got"]
+        chosen = choose(sizes, count)
+        held = np.isin(number_R, [numbers[name] for name in chosen])
+        census.home_N[rows[held]] = RANKS.index(split)
+        got = int(held.sum())
+        for name in chosen:
+            del sizes[name]
+        told[split] = {"asked": count, "got": got}
+        if got != count:
             say(f"{split} rows: {got:,} where {count:,} were asked, as documents and repeated texts are not cut")
     return told
 
 
-def take(splits: Splits, count: int, seed: int) -> None:
+def take(census: Census, count: int) -> None:
     """Draw `count` training rows; the others are dropped and counted.
 
     Raises:
         HermitcrabError: when there are not so many.
     """
-    table = splits.tables["train"]
-    if count > table.num_rows:
+    rows = np.flatnonzero(census.alive_N & (census.home_N == TRAIN))
+    if count > len(rows):
         raise HermitcrabError(
-            f"data.take asks for {count:,} training rows, but there are {table.num_rows:,} after cleaning and splitting"
+            f"data.take asks for {count:,} training rows, but there are {len(rows):,} after cleaning and splitting"
         )
-    ids, texts = table.column("row_id").to_pylist(), list(splits.questions("train"))
-    order = sorted(range(len(ids)), key=lambda i: (draw(seed, "take", texts[i]), ids[i]))
-    drawn = set(order[:count])
-    splits.drop("train", [None if i in drawn else f"not drawn: take is {count}" for i in range(len(ids))])
+    half_R2 = census.keys["take"][rows].view(">u8").reshape(-1, 2)
+    order = np.lexsort((census.id_N[rows], half_R2[:, 1], half_R2[:, 0]))
+    census.drop(rows[order[count:]], f"not drawn: take is {count}")
 
 
-def prove_apart(splits: Splits, keys: Callable[[Splits, str], list[bytes]] = fold_keys) -> None:
-    """That no held-out text stands in training data, and no test text in validation data; by `keys` of their texts.
+def prove_apart(census: Census, key: str = "fold") -> None:
+    """That no held-out text stands in training data, and no test text in validation data; by that key of their texts.
 
     Raises:
         HermitcrabError: how many do, the first of them, and what to do.
     """
-    held: dict[bytes, str] = {}
-    for split in ("test", "validation", "train"):
-        found = keys(splits, split)
-        both = [(i, held[key]) for i, key in enumerate(found) if key in held]
-        if both:
-            row = splits.tables[split].column("row_id")[both[0][0]].as_py()
-            raise HermitcrabError(
-                f"{len(both):,} {split} rows stand in {both[0][1]} data too, the first is row {row}; "
-                "add `decontaminate` to data.clean, which drops and counts them"
-            )
-        held.update(dict.fromkeys(found, split))
+    places, ranks = apart(census, key)
+    if len(places):
+        home_M = census.home_N[places]
+        here = home_M == home_M[0]  # by rank: the first split that has some
+        raise HermitcrabError(
+            f"{int(here.sum()):,} {RANKS[home_M[0]]} rows stand in {RANKS[ranks[0]]} data too, the first is row "
+            f"{id_text(census.id_N[places[0]])}; add `decontaminate` to data.clean, which drops and counts them"
+        )

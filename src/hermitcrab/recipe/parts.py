@@ -229,3 +229,6 @@ class Report(Part):
 class Cluster(Part):
     processes: Count = 1
     """Training processes on this machine (torchrun, gloo or nccl)."""
+    address: Annotated[str, Field(pattern=r"^ray://(local|[^/:]+:[0-9]+)$")] | None = None
+    """Prepare data on a Ray cluster: `ray://local`, or `ray://HOST:PORT` of one that runs already and has the store at the same path.
+    Null: on this machine."""
