@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FILTERS: dict[str, str] = {
     "normalize": "hermitcrab.data.fold:NormalizeFilter",
     "unicode": "hermitcrab.data.filters.unicode:UnicodeFilter",
+    "language": "hermitcrab.data.filters.language:LanguageFilter",
 }
 """Name in a recipe → `module:Class`, of filters that look at one text at a time. Those that compare texts are the engine's."""
 

@@ -39,3 +39,11 @@ def replaced(text: pa.Array, new: dict[int, str]) -> pa.Array:
     mask_N[list(new)] = True
     values: Iterable[Any] = (new[i] for i in sorted(new))
     return pc.replace_with_mask(text, pa.array(mask_N), pa.array(list(values), pa.large_string()))
+
+
+def counts(marked_B: np.ndarray, start_N1: np.ndarray) -> np.ndarray:
+    """How many bytes of each text are marked: int64 [N]."""
+    import numpy as np
+
+    at = np.flatnonzero(marked_B)
+    return np.diff(np.searchsorted(at, start_N1))
