@@ -18,17 +18,47 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hermitcrab.data.megatron import TokenWriter
+from hermitcrab.data.tables import SPLITS
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.progress import progress
+from hermitcrab.progress import progress, warn
+from hermitcrab.store import write_atomic, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from hermitcrab.recipe.data import Tokens
 
 END = "<|endoftext|>"  # of a tokenizer that is learnt here; its id is 0
 BATCH = 8 << 20  # bytes of text that are encoded at once; a longer text is alone
 ROWS = 1024  # of a batch that Parquet is read in
 FIRST, EVERY = 32, 256  # texts that both encoders do: the first, then one of so many, drawn by row id
 CHECKED = 1 << 14  # characters of a longer text that are compared
+
+
+def tokenize(folder: Path, options: Tokens, base: tuple[Any, int, int | None] | None) -> dict[str, Any]:
+    """The token files of every split of a prepared folder, below its `tokens/`, with the tokenizer and what each file holds.
+
+    `base`: tokenizer, eos and bos of the base; None: one is learnt, from the training rows alone. Returns facts: who encoded, and
+    what was compared with the reference.
+    """
+    learnt = base or (learn(folder / "train.parquet", options.vocab_size, options.sample), 0, None)
+    tokenizer, eos, bos = learnt
+    told, facts = [], {}
+    for name in SPLITS:
+        done = encode(folder / f"{name}.parquet", folder / "tokens" / name, tokenizer, eos, bos)
+        told.append({"split": name, "documents": done.documents, "tokens": done.tokens, "bytes": done.text_bytes})
+        facts[name] = {"encoder": done.encoder, "checked": done.checked, "differed": done.differed}
+        if done.differed is not None:
+            warn(f"{name}: the fast encoder was not right ({done.differed}); all of it was encoded by {done.encoder}")
+    write_atomic(folder / "tokens" / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    size = tokenizer.get_vocab_size()
+    # What `AutoTokenizer.from_pretrained` needs, so that a model can be made on this folder.
+    names = {"eos_token": tokenizer.id_to_token(eos)} | (
+        {} if bos is None else {"bos_token": tokenizer.id_to_token(bos)}
+    )
+    write_json(folder / "tokens" / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+    write_json(folder / "tokens" / "tokens.json", {"vocabulary": size, "eos": eos, "bos": bos, "splits": told})
+    return facts
 
 
 @dataclass(frozen=True)

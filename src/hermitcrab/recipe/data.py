@@ -44,6 +44,17 @@ class Split(Part):
     seed: Seed = 0
 
 
+class Tokens(Part):
+    """Token files of the prepared texts, in the layout that Megatron reads."""
+
+    tokenizer: Literal["train", "base"] = "train"
+    """`train`: a byte-level BPE learnt from training rows alone; `base`: that of the base."""
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 32_768
+    """Tokens of a tokenizer that is learnt: 256 bytes, the one that ends a text, and pairs."""
+    sample: Count = 64_000_000
+    """Bytes of training text, at most, that it is learnt from."""
+
+
 class Data(Part):
     train: Annotated[list[Source], BeforeValidator(one_or_many), Field(min_length=1)]
     validation: Annotated[list[Source], BeforeValidator(one_or_many)] = []
@@ -55,5 +66,7 @@ class Data(Part):
     split: Split = Split()
     take: Count | None = None
     """Use only so many training rows (drawn by the split's seed)."""
+    tokens: Tokens | None = None
+    """Encode the prepared rows (format `text`) into `tokens/train.bin` and `.idx`, and so on for the other splits."""
     on_error: Literal["stop", "drop"] = "stop"
     """What a bad row does: stop the run, or be dropped and counted."""
