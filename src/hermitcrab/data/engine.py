@@ -12,6 +12,7 @@ import pickle
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from hermitcrab.data.segment import Piece
@@ -57,14 +58,12 @@ class Engine:
 def _frame(engine: Engine, work: Work, pieces: Sequence[Piece]) -> Any:
     """One answer for each task, as they come: empty, or what went wrong (an error never crosses the engine as one)."""
     daft = _daft(engine.address)
-    packed, every, own = pickle.dumps(work), list(pieces), threading.local()
+    packed, every = pickle.dumps(work), list(pieces)
 
     def run(tasks: Any) -> Any:
-        if not hasattr(own, "work"):
-            own.work = pickle.loads(packed)  # one for each thread: filters keep state of their own
-        return [_answer(own.work, task, every[task]) for task in tasks.to_pylist()]
+        return [_answer(packed, task, every[task]) for task in tasks.to_pylist()]
 
-    call = daft.func.batch(run, return_dtype=daft.DataType.string(), batch_size=1)
+    call = daft.func.batch(return_dtype=daft.DataType.string(), batch_size=1)(run)
     frame = daft.from_pydict({"task": list(range(len(pieces)))})
     if engine.address:
         frame = frame.repartition(min(len(pieces), 4 * _workers()))
@@ -72,9 +71,14 @@ def _frame(engine: Engine, work: Work, pieces: Sequence[Piece]) -> Any:
         yield from batch.column("failed").to_pylist()
 
 
-def _answer(work: Work, task: int, piece: Piece) -> str:
+_own = threading.local()  # the work of each thread: filters keep state of their own
+
+
+def _answer(packed: bytes, task: int, piece: Piece) -> str:
     try:
-        work.run(task, piece)
+        if getattr(_own, "packed", None) != packed:
+            _own.packed, _own.work = packed, pickle.loads(packed)
+        _own.work.run(task, piece)
     except HermitcrabError as error:
         return str(error) or "failed"
     except Exception as error:  # noqa: BLE001 (an engine may end the process on an exception of ours)
@@ -87,21 +91,30 @@ def _workers() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+@cache
 def _daft(address: str | None) -> Any:
-    """Daft with the runner that is asked for, telling nobody."""
+    """Daft with the runner that is asked for, telling nobody. A process has one runner.
+
+    Raises:
+        HermitcrabError: this process runs Daft otherwise already.
+    """
     quiet = {"DO_NOT_TRACK": "true", "DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}
     os.environ.update(quiet)
     daft = needs("daft", "data")
-    if address is None:
-        daft.set_runner_native()
-        return daft
-    ray = needs("ray", "ray")
-    if not ray.is_initialized():
-        local = address == "ray://local"
-        ray.init(
-            address="local" if local else address,
-            runtime_env={"env_vars": {**quiet, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
-            log_to_driver=False, logging_level="warning", include_dashboard=False if local else None,
-        )  # fmt: skip
-    daft.set_runner_ray(noop_if_initialized=True)
+    if address is not None:
+        ray, local = needs("ray", "ray"), address == "ray://local"
+        if not ray.is_initialized():
+            ray.init(
+                address="local" if local else address,
+                runtime_env={"env_vars": {**quiet, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
+                log_to_driver=False, logging_level="warning", include_dashboard=False if local else None,
+            )  # fmt: skip
+    try:
+        if address is None:
+            daft.set_runner_native()
+        else:
+            daft.set_runner_ray(noop_if_initialized=True)
+    except daft.exceptions.DaftCoreException as error:
+        if (now := daft.runners.get_or_infer_runner_type()) != ("native" if address is None else "ray"):
+            raise HermitcrabError(f"data cannot be prepared here: this process runs Daft as `{now}` already") from error
     return daft

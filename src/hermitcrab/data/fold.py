@@ -21,7 +21,7 @@ import numpy as np
 from numba import njit
 
 from hermitcrab.data.filters import Outcome, Texts
-from hermitcrab.data.kernel import MEANING, SPACE, decode, utf8
+from hermitcrab.data.kernel import MEANING, SPACE, decode, spans, utf8
 from hermitcrab.recipe.clean import Normalize
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def normalize_text(text: str, form: Form) -> str:
 
 @cache
 def _marks() -> dict[int, str]:
-    marks = (i for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i))[0] == "P")
+    marks = (i for i in range(0x20000) if unicodedata.category(chr(i))[0] == "P")  # above there is none
     return {mark: " " for mark in marks if chr(mark) not in MEANING}
 
 
@@ -58,7 +58,7 @@ def fold(text: str) -> str:
 def _combine() -> frozenset[str]:
     """Characters that may join the one before them (Unicode Standard Annex 15, quick check: maybe)."""
     found = {chr(code) for first, last in ((0x1161, 0x1175), (0x11A8, 0x11C2)) for code in range(first, last + 1)}
-    for code in range(sys.maxunicode + 1):
+    for code in (code for span in spans() for code in span):
         parts = unicodedata.decomposition(chr(code))
         if parts and parts[0] != "<" and len(pair := parts.split()) == 2:
             found.add(chr(int(pair[1], 16)))
@@ -67,16 +67,11 @@ def _combine() -> frozenset[str]:
     return frozenset(found)
 
 
-def _spans() -> list[range]:
-    """Code points worth a look: all but Han, Hangul syllables, surrogates and private use, which are themselves in every form."""
-    return [range(0x3400), range(0xA000, 0xAC00), range(0xF900, 0x20000)]
-
-
 @cache
 def _fold_table() -> np.ndarray:
     """Code point → its fold, a space where it parts words, `_ASK` where it is not answered for alone: uint32 [C]."""
     table_C, combine = np.arange(sys.maxunicode + 1, dtype=np.uint32), _combine()
-    for code in (code for span in _spans() for code in span):
+    for code in (code for span in spans() for code in span):
         wide = unicodedata.normalize("NFKC", chr(code))
         folded = wide.casefold().translate(_marks())
         if chr(code) in combine or len(wide) != 1 or wide in combine or len(folded) != 1:
@@ -91,7 +86,7 @@ def _fold_table() -> np.ndarray:
 def _normal_table(form: Form) -> np.ndarray:
     """Code point → itself, a space for whitespace, `_ASK` where normalization might change it: uint32 [C]."""
     table_C, combine = np.arange(sys.maxunicode + 1, dtype=np.uint32), _combine()
-    for code in (code for span in _spans() for code in span):
+    for code in (code for span in spans() for code in span):
         letter = chr(code)
         if letter in combine or not unicodedata.is_normalized(form, letter) or _CONTROL.match(letter):
             table_C[code] = _ASK
@@ -105,6 +100,13 @@ def _normal_table(form: Form) -> np.ndarray:
 def _settled(data_B: np.ndarray, start_N1: np.ndarray, table_C: np.ndarray, settled_N: np.ndarray) -> None:
     for n in range(len(settled_N)):
         i, end, mark, fine = start_N1[n], start_N1[n + 1], SPACE, True
+        odd = False
+        for k in range(i, end):  # most texts are ASCII: this loop looks at many bytes at once
+            byte = data_B[k]
+            odd |= (byte >= 127) | ((byte < 32) & (byte != 9) & (byte != 10))
+        if not odd:
+            settled_N[n] = end > i and table_C[data_B[i]] != SPACE and table_C[data_B[end - 1]] != SPACE
+            continue
         first = True
         while i < end:
             code, size = decode(data_B, i, end)

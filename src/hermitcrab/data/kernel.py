@@ -71,8 +71,9 @@ def utf8(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return data_B[start_N1[0] : start_N1[-1]], start_N1 - start_N1[0]
 
 
-def is_han(code: int) -> bool:
-    return 0x3400 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF
+def spans() -> list[range]:
+    """Code points worth a look: all but Han, Hangul syllables, surrogates and private use, which are themselves in every normal form."""
+    return [range(0x3400), range(0xA000, 0xAC00), range(0xF900, 0x20000)]
 
 
 @cache
@@ -89,9 +90,7 @@ def plain_table() -> np.ndarray:
 def folded_table() -> np.ndarray:
     """As `plain_table`, folded: caseless, of normal width, punctuation as a space; what folds to several characters stays."""
     table_C = plain_table().copy()
-    for code in range(sys.maxunicode + 1):
-        if code in range(0x3400, 0xA000) or code in range(0xAC00, 0xE000) or code >= 0x20000:
-            continue
+    for code in (code for span in spans() for code in span):
         letter = chr(code)
         folded = unicodedata.normalize("NFKC", letter).casefold()
         if len(folded) == 1:

@@ -87,7 +87,7 @@ class Scratch:
     places: list[list[tuple[Path, int]]]
 
     def read(self, bucket: int, columns: list[str] | None = None) -> pa.Table:
-        """The rows of a bucket, sorted by split and row id."""
+        """The rows of a bucket, in no order."""
         import pyarrow as pa
 
         found = []
@@ -95,9 +95,7 @@ class Scratch:
             with pa.memory_map(str(path)) as file:
                 table = pa.Table.from_batches([pa.ipc.open_file(file).get_batch(batch)])
                 found.append(table.select(columns) if columns else table)
-        whole = pa.concat_tables(found)
-        order = np.lexsort((ids(whole.column("row_id")), whole.column("_split").to_numpy()))
-        return whole.take(order) if len(order) and (np.diff(order) != 1).any() else whole
+        return pa.concat_tables(found)
 
     def living(self, bucket: int, columns: list[str] | None = None) -> pa.Table:
         """Those of them that the census of the pass (`Census.save`) still has."""

@@ -26,7 +26,7 @@ from hermitcrab.data.fold import KEY, Form, fold_texts, keys, normalize_texts
 from hermitcrab.data.parts import answers, large, questions, texts_of, with_texts
 from hermitcrab.data.scratch import Scratch, ids, own_columns, put, rows_schema, slices, write_arrow
 from hermitcrab.recipe import Part
-from hermitcrab.recipe.clean import LineDedup, NearDedup
+from hermitcrab.recipe.clean import LineDedup, NearDedup, Normalize
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -179,6 +179,17 @@ class Segment:
 
             yield step
 
+    @property
+    def _settled(self) -> bool:
+        """Whether the texts that are asked about are in normal form as they are: the last filter brought them there."""
+        name, options = self.steps[-1] if self.steps else ("", None)
+        return (
+            self.format == "text"
+            and isinstance(options, Normalize)
+            and name == "normalize"
+            and options.form == self.form
+        )
+
     def _keys(self, table: pa.Table, texts: Texts) -> pa.Table:
         """What rows are compared by, of those that stay."""
         import pyarrow as pa
@@ -191,7 +202,7 @@ class Segment:
         folded = fold_texts(asked) if wants & {"fold", "group"} else None
         if "exact" in wants:
             said = answers(self.format, table)
-            columns["exact"] = _fixed(keys(normalize_texts(asked, self.form)))
+            columns["exact"] = _fixed(keys(asked if self._settled else normalize_texts(asked, self.form)))
             same = np.zeros(table.num_rows, f"V{KEY}") if said is None else keys(normalize_texts(said, self.form))
             columns["answer"] = _fixed(same)
         if "fold" in wants:
