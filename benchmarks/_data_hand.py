@@ -1,7 +1,7 @@
 """The same steps by hand, for the documents of one Parquet file: NFKC, Gopher's rules, exact and near duplicates, a BPE, token ids.
 
-No ledger, no reasons, no splits, no files of rows, all texts in memory: polars reads and normalizes, numba does what is asked of words, fastokens
-encodes. Near duplicates are verified by exact Jaccard similarity. It is the bound that a pipeline is held against.
+No ledger, no reasons, no splits, no files of rows, all texts in memory: polars reads and normalizes, numba does what is
+asked of words, fastokens encodes. Near duplicates are verified by exact Jaccard similarity. It is the bound that a pipeline is held against.
 
     python _data_hand.py JOB.json      {"corpus": FILE, "out": FOLDER, "vocabulary": N, "threshold": 0.8, "quality": true}
 """
@@ -162,7 +162,9 @@ def near(signatures, shingles, first, keep, threshold, rows=8):
     """Of texts that are as similar as `threshold` to an earlier one that stays: False. 16 bands of 8 rows."""
     heads, pairs = np.flatnonzero(keep), []
     for band in range(signatures.shape[1] // rows):
-        part = np.ascontiguousarray(signatures[heads, band * rows : (band + 1) * rows]).view(np.void(4 * rows).dtype)[:, 0]
+        part = np.ascontiguousarray(signatures[heads, band * rows : (band + 1) * rows]).view(np.void(4 * rows).dtype)[
+            :, 0
+        ]
         order = np.argsort(part, kind="stable")
         same = np.flatnonzero(part[order][1:] == part[order][:-1])
         starts = np.flatnonzero(np.r_[True, part[order][1:] != part[order][:-1]])
@@ -211,7 +213,7 @@ def main() -> None:
     mark("write")
     from fastokens import Tokenizer
 
-    tokenizer = Tokenizer.from_file(job["tokenizer"])
+    tokenizer = Tokenizer.from_file(job["tokenizer"] + "/tokenizer.json")
     lengths = []
     with open(out / "train.bin", "wb") as file:
         for at in range(0, len(kept), 512):

@@ -1,6 +1,6 @@
 """One run of ours, a contender of data_pipeline.py: collect and prepare (with tokens) as `crab run` does them, in one process.
 
-    python _data_ours.py JOB.json      {"corpus", "out", "tokenizer": FOLDER, "clean": [...], "stages", "cluster"}
+python _data_ours.py JOB.json      {"corpus", "out", "tokenizer": FOLDER, "clean": [...], "stages", "cluster"}
 """
 
 from __future__ import annotations
@@ -57,8 +57,16 @@ def main() -> None:
         times[name], times[f"{name} wall"] = cpu() - began, time.time() - wall
     payload = made.payload
     tokens = json.loads((payload / "tokens" / "tokens.json").read_text()) if job.get("tokens", True) else None
-    digests = {path.relative_to(payload).as_posix(): digest_file(path) for path in sorted(payload.rglob("*")) if path.is_file()}
-    tell(times=times, payload=str(payload), digests=digests, facts=made.facts,
+    digests = {
+        path.relative_to(payload).as_posix(): digest_file(path) for path in sorted(payload.rglob("*")) if path.is_file()
+    }
+    spent = made.facts.get("tokens", {})
+    facts = {
+        "encode_cpu": sum(one["cpu_seconds"] for one in spent.values()),
+        "tokens": spent,
+        "engine": made.facts.get("engine"),
+    }
+    tell(times=times, payload=str(payload), digests=digests, facts=facts,
          kept=sum(s["documents"] for s in tokens["splits"]) if tokens else 0,
          tokens=sum(s["tokens"] for s in tokens["splits"]) if tokens else 0)  # fmt: skip
 

@@ -9,6 +9,7 @@ Notable:
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,9 +46,11 @@ def tokenize(folder: Path, options: Tokens, base: tuple[Any, int, int | None] | 
     tokenizer, eos, bos = learnt
     told, facts = [], {}
     for name in SPLITS:
+        began = time.process_time()
         done = encode(folder / f"{name}.parquet", folder / "tokens" / name, tokenizer, eos, bos)
         told.append({"split": name, "documents": done.documents, "tokens": done.tokens, "bytes": done.text_bytes})
-        facts[name] = {"encoder": done.encoder, "checked": done.checked, "differed": done.differed}
+        facts[name] = {"encoder": done.encoder, "checked": done.checked, "differed": done.differed,
+                       "cpu_seconds": time.process_time() - began}  # fmt: skip
         if done.differed is not None:
             warn(f"{name}: the fast encoder was not right ({done.differed}); all of it was encoded by {done.encoder}")
     write_atomic(folder / "tokens" / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
