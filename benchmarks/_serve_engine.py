@@ -35,9 +35,8 @@ def spec_of(job: dict[str, Any]) -> Spec:
         from hermitcrab.references import Resolved
 
         resolved = Resolved(str(path), str(path), "", path, None, "folder")
-        return Spec(
-            **known, base=describe(path, resolved, Base(path=str(path), license="Apache-2.0")), precision="bfloat16"
-        )
+        base = describe(path, resolved, Base(path=str(path), license="Apache-2.0"))
+        return Spec(**known, base=base, precision=job.get("precision", "bfloat16"))
     return Spec(**known, files=describe_files(path.parent, [path.name]))
 
 
@@ -115,6 +114,7 @@ def main() -> None:
         }
         tell(**found, **loaded)
     sys.stdout.flush()
+    engine.close()  # of vLLM: processes that would keep our standard output open
     os._exit(0)  # the library's own threads are not waited for
 
 
@@ -124,7 +124,7 @@ def compare(asking: Asking, job: dict[str, Any]) -> None:
 
     text = read_tokenizer(Path(job["path"]))
     prompts = [text.encode(sentence) for sentence in SENTENCES]
-    probs = {"logprobs": 2} if job["engine"] == "llama.cpp" else {}
+    probs = {"logprobs": 2} if job["engine"] in ("llama.cpp", "transformers") else {}
     answers = asking.run(prompts, job["tokens"], **probs)
     tokens = [[token for piece in pieces for token in piece.tokens] for pieces in answers]
     margins = [

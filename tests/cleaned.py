@@ -35,7 +35,7 @@ class Cleaned:
 
 
 def clean(
-    folder, train, *, given=None, documents=None, format="text", clean=(), form="NFC", validation=0, test=0, seed=0,
+    folder, train, *, given=None, documents=None, format="text", clean=(), form="NFC", validation=0, test=0, seed=0, by=None, within=None,
     take=None, engine=None, files=1,
 ) -> Cleaned:  # fmt: skip
     """`train` and `given` splits are texts, or tuples of a format's cells."""
@@ -51,7 +51,8 @@ def clean(
         folder.mkdir(parents=True, exist_ok=True)
         paths[name] = folder / f"{name}.parquet"
         write_rows(paths[name], rows, schema(format))
-    return clean_files(folder, paths, format=format, clean=clean, form=form, split=Split(validation=validation, test=test, seed=seed),
+    part = Split(validation=validation, test=test, seed=seed, by=by, within=within)
+    return clean_files(folder, paths, format=format, clean=clean, form=form, split=part,
                        take=take, engine=engine)  # fmt: skip
 
 

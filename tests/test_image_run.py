@@ -278,7 +278,7 @@ def test_a_bare_model_that_cannot_be_asked_is_one_sentence(here, capsys, file, k
     [
         ("tune.train.lora.rank=[2, 4]", "train.lora"),
         ("tune.train.loss=[cross-entropy, mse]", "losses cannot be compared"),
-        ("tune.metric=perplexity", "tune.metric: perplexity is not what this task gives here"),
+        ("tune.metric=perplexity", "tune.metric: image-classification has no metric `perplexity`"),
     ],
 )
 def test_a_search_that_means_nothing_to_the_task_is_refused(here, capsys, override, said):

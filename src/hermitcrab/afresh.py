@@ -77,11 +77,12 @@ def attest_seed(package: Path, told: str, found: Verification) -> None:
     seed, nonce = read_seed(told)
     needs("torch", "train")
     from hermitcrab.models.base import read_config
-    from hermitcrab.models.load import init_model
+    from hermitcrab.models.load import write_module
 
     def draw(folder: Path, seed: int) -> None:
-        start = {"kind": "scratch", "configuration": read_config(package), "files": []}
-        init_model(start, package, seed, load_task(record["task"]).kind).save_pretrained(folder)
+        task = load_task(record["task"])
+        model = task.drawn(read_config(package), record.get("fitted", {}), seed)
+        write_module(model, folder, {}) if task.is_plain() else model.save_pretrained(folder)
 
     result = attest(package, record["init_commitment"], seed, nonce, draw)
     if result.ok:

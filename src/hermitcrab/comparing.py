@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from hermitcrab.data.files import KINDS
 from hermitcrab.data.ledger import Ledger
@@ -20,12 +20,12 @@ from hermitcrab.data.tables import FORMATS, rows_of, schema, source_digest
 from hermitcrab.digest import digest_json, short
 from hermitcrab.errors import UsageError, did_you_mean, needs
 from hermitcrab.progress import say
-from hermitcrab.recipe import Evaluate, Metric, Source
+from hermitcrab.recipe import Evaluate, Source
 from hermitcrab.references import fetch, resolve
 from hermitcrab.serve.opening import Opened, open_model
 from hermitcrab.stages import code_digest
 from hermitcrab.store import Store, disk_errors
-from hermitcrab.tasks import load_task
+from hermitcrab.tasks import load_task, metrics_asked, outside_code
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,8 +75,6 @@ def compare_models(base: str, derived: str, on: str, store: Store, how: How | No
     how = how or How()
     for module in ("torch", "transformers"):
         needs(module, "train")
-    if unknown := next((name for name in how.metrics if name not in get_args(Metric)), None):
-        raise UsageError(f"there is no metric `{unknown}`{did_you_mean(unknown, get_args(Metric))}")
     rows, about = read_on(on, store, how)
     models = {
         "derived": open_model(derived, store, how.key, how.unverified, bare=True),
@@ -89,12 +87,18 @@ def compare_models(base: str, derived: str, on: str, store: Store, how: How | No
     tables = {name: answers(name, model, part, precision, rows, store) for name, model in models.items()}
     prompts = {name: (t.schema.metadata or {}).get(b"prompt_digest", b"").decode() for name, t in tables.items()}
     settings: dict[str, Any] = {"confidence": part.confidence, "resamples": part.resamples, "seed": part.seed}
-    found = compare(tables, metrics=part.metrics, labels=labels, prompts=prompts, own_prompts=True,
-                    prompted=task.reads_text, **settings)  # fmt: skip
+    found = compare(tables, metrics=metrics_asked(task, part), labels=labels, prompts=prompts, own_prompts=True,
+                    prompted=task.prompted, **settings)  # fmt: skip
     metrics: list[dict[str, Any]] = []
     for name, table in tables.items():
         metrics += measure(
-            table, part.metrics, labels, model=name, split=about["split"], prompt_digest=prompts[name], **settings
+            table,
+            metrics_asked(task, part),
+            labels,
+            model=name,
+            split=about["split"],
+            prompt_digest=prompts[name],
+            **settings,
         )
     asked = "likelihood" if about["format"] == "text" else "choices" if labels else "generation"
     return {
@@ -160,7 +164,8 @@ def read_on(on: str, store: Store, how: How) -> tuple[pa.Table, dict[str, Any]]:
             raise UsageError(f"{on}: the rows of a run are read already; --labels and --type are for a file of rows")
         resolved = resolve(f"run:{name}/prepare", None, store)
         table = pq.read_table(fetch(resolved, store) / "test.parquet")
-        form = next(form for form, columns in FORMATS.items() if set(columns) <= set(table.column_names))
+        fitting = [form for form, columns in FORMATS.items() if set(columns) <= set(table.column_names)]
+        form = max(fitting, key=lambda form: len(FORMATS[form]))  # a text with a label is also a text
         split, digest = "test", resolved.identity
     else:
         # The reader of every source; nothing is made of these rows that a license could bind.
@@ -222,8 +227,10 @@ def answers(name: str, opened: Opened, part: Evaluate, precision: str, rows: pa.
     from hermitcrab.evaluate.asking import ask, load
 
     read = ("choices", "max_new_tokens", "batch_size", "sequence_length")
+    outside = outside_code(opened.task)
     asked = {
         "code": code_digest(CODE),
+        **({"task_code": outside} if outside else {}),
         "slice": {
             "task": opened.task, "precision": precision, "train": opened.train.model_dump(mode="json"),
             "fitted": opened.start.fitted, "rows": digest_rows(rows), **{field: getattr(part, field) for field in read},

@@ -20,7 +20,7 @@ from hermitcrab.progress import say, warn
 from hermitcrab.recipe import Compress, Evaluate
 from hermitcrab.report.picture import picture
 from hermitcrab.store import Store, disk_errors, write_atomic, write_json
-from hermitcrab.tasks import load_task
+from hermitcrab.tasks import load_task, metrics_asked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -174,7 +174,9 @@ def _measured(opened: Opened, part: Compress, table: pa.Table, about: dict[str, 
     evaluate = asking(asked.how, about, table, {"derived": opened, "base": opened}, task)
     check(part, opened.base, opened.path)
     told = answers("uncompressed", opened, evaluate, opened.precision, table, store)
-    metrics = available(evaluate.metrics, read(told, "uncompressed"), task.labels(evaluate, opened.start.fitted))
+    metrics = available(
+        metrics_asked(task, evaluate), read(told, "uncompressed"), task.labels(evaluate, opened.start.fitted)
+    )
     source = source_of(opened, part, evaluate, run, store, metrics[0])
     scratch = place(out) / short(digest_json([opened.base["digest"], about["digest"], part.model_dump(mode="json")]))
     payload = scratch / "payload"
@@ -273,8 +275,8 @@ def _write(opened: Opened, work: Compression, entries: Sequence[dict[str, Any]],
 
 def worst_loss(parity: Mapping[str, Any]) -> float:
     """The end of the interval that tells of the larger loss."""
-    from hermitcrab.evaluate.metrics import LOWER_IS_BETTER
+    from hermitcrab.evaluate.metrics import lower_is_better
 
     if parity["low"] is None or parity["high"] is None:
         raise HermitcrabError("the interval of the difference is not known; ask more rows")
-    return float(parity["high"] if parity["metric"] in LOWER_IS_BETTER else -parity["low"])
+    return float(parity["high"] if lower_is_better(parity["metric"]) else -parity["low"])

@@ -27,10 +27,10 @@ EXTRAS = {
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus-client", "openvino-genai", "xllamacpp", "llguidance"),
     "ray": ("ray",),
     "hub": ("huggingface-hub",),
+    "energy": ("codecarbon",),
+    "explain": ("captum",),
     "modelscope": ("modelscope",),
 }
-MOST_WATTS = 500  # of one processor package
-RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str | None]:
@@ -72,32 +72,6 @@ def peak_memory() -> int:
     import sys
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def energy_counter() -> int | None:
-    """Microjoules of the processor package since some point, or None where the machine does not tell."""
-    try:
-        return int(RAPL.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def energy_between(before: int | None, after: int | None, seconds: float, sessions: int) -> dict[str, Any]:
-    """Joules of the whole processor package, or null with the reason: never an estimate dressed as a measurement.
-
-    The counter starts again at `max_energy_range_uj`; a stage long enough for that at `MOST_WATTS` is not told.
-    """
-    if before is None or after is None:
-        return {"joules": None, "method": "unknown: this machine has no readable energy counter"}
-    if sessions > 1:
-        return {"joules": None, "method": "unknown: the stage was stopped and went on in another session"}
-    try:
-        around = int(RAPL.with_name("max_energy_range_uj").read_text())
-    except (OSError, ValueError):
-        around = 0
-    if after < before or seconds * MOST_WATTS * 1e6 > around:
-        return {"joules": None, "method": "unknown: the energy counter may have started again meanwhile"}
-    return {"joules": (after - before) / 1e6, "method": "RAPL, whole processor package, other programs included"}
 
 
 def doctor(store: Path) -> dict[str, Any]:

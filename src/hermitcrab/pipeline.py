@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hermitcrab import compress, environment
 from hermitcrab.digest import describe_files, digest_json, short, tree_files
+from hermitcrab.energy import Meter
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.lineage.keys import default_key, fingerprint, load_private
 from hermitcrab.lineage.licenses import check, refuse, result_license
@@ -30,7 +31,7 @@ from hermitcrab.stages.collect import files_of
 from hermitcrab.stages.evaluate import check_rows
 from hermitcrab.stages.tune import chosen, trial_recipe
 from hermitcrab.store import Artifact, Store, disk_errors, sync_tree, write_json
-from hermitcrab.tasks import check_recipe, load_task
+from hermitcrab.tasks import check_recipe, load_task, outside_code
 
 if TYPE_CHECKING:
     pass
@@ -110,7 +111,9 @@ class Run:
         else:
             inputs = [{"stage": r.uri, "digest": r.identity} for r in self.resolved.values()]
         part = stage.slice(self.recipe).model_dump(mode="json")
-        return {"code": stage.code_digest(), "slice": self.by_uri(part), "inputs": inputs}
+        outside = outside_code(self.recipe.task) if "tasks" in stage.code else None
+        brought = {"task_code": outside} if outside else {}
+        return {"code": stage.code_digest(), **brought, "slice": self.by_uri(part), "inputs": inputs}
 
     def by_uri(self, value: Any) -> Any:
         """A slice as it is recorded: references as their uris, which name no folder of this machine."""
@@ -154,11 +157,11 @@ class Run:
         return [self.trial(settings) for settings in self.recipe.tune.settings()] if self.recipe.tune else []
 
     def _make(self, stage: Stage, key: str, asked: dict[str, Any]) -> Artifact:
-        began, energy = time.time(), environment.energy_counter()
+        began = time.time()
         say(f"{stage.name}: running")
         for name in stage.inputs:
             self.artifacts[name].check()
-        with self.store.draft(stage.name, key, asked) as draft:
+        with Meter() as meter, self.store.draft(stage.name, key, asked) as draft:
             with disk_errors(f"{stage.name}: cannot write"):
                 stage.run(
                     Job(
@@ -175,9 +178,7 @@ class Run:
                 )
             draft.facts["environment"] = environment.describe()
             draft.facts["peak_memory"] = environment.peak_memory()
-            measured = environment.energy_between(
-                energy, environment.energy_counter(), time.time() - began, len(draft.sessions())
-            )
+            measured = meter.told(len(draft.sessions()))
             draft.facts.setdefault("energy", measured)  # a search tells its own: it is made of other stages
             artifact = self.store.seal(draft)
         say(f"{stage.name}: done in {time.time() - began:.1f} s, {short(artifact.digest)}")
@@ -261,12 +262,13 @@ class Run:
         """The smallest difference that the test rows could show, told before it is known what they show."""
         import pyarrow.parquet as pq
 
+        from hermitcrab.evaluate.metrics import find
         from hermitcrab.evaluate.value_added import expected_effect
 
         part = self.recipe.evaluate
         rows = pq.read_metadata(self.artifacts["prepare"].payload / "test.parquet").num_rows
         deciding = load_task(self.recipe.task).deciding(part, self.recipe.data.train[0].format)
-        if part.against == "none" or deciding is None:
+        if part.against == "none" or deciding is None or find(deciding).right is None:
             return
         effect = expected_effect(rows, deciding, alpha=1 - part.confidence)
         if effect["difference"] is None:

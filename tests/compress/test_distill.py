@@ -57,12 +57,6 @@ def test_alpha_of_one_is_the_plain_loss_and_a_teacher_of_itself_costs_nothing(im
     assert float(own.loss(own.teacher, own.batch(examples, np.arange(8))).sum) == pytest.approx(0, abs=1e-4)
 
 
-def test_a_batch_from_which_nothing_is_learnt_teaches_nothing(image: Any) -> None:
-    taught, student, examples = lesson(image)
-    batch = taught.idle(taught.batch(examples, np.arange(8)))
-    assert (float(taught.loss(student, batch).sum), taught.count(batch)) == (0.0, 0)
-
-
 @pytest.mark.parametrize("name", ["text", "image"])
 def test_answers_that_are_kept_are_those_that_would_be_given(name: str, request: Any) -> None:
     taught, student, examples = lesson(request.getfixturevalue(name))

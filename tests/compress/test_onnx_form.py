@@ -105,3 +105,29 @@ def test_the_layers_that_hurt_most_stay_wide_until_the_target_is_met(project, tm
     told = made(between).told["mixture"]
     assert 0 < len(told["widened"]) < 3
     assert told["widened"][0] == max(told["kl_alone"], key=told["kl_alone"].get)
+
+
+@pytest.mark.parametrize(("margin", "kept"), [(0.9, 0), (1e-6, 3)])
+def test_without_a_bound_on_kl_the_loss_on_validation_rows_decides(project, tmp_path, margin, kept):
+    import pyarrow.parquet as pq
+
+    from hermitcrab.compress import Source, about
+    from hermitcrab.compress.onnx import Onnx
+    from hermitcrab.data.tables import schema
+    from hermitcrab.pipeline import find_run
+    from hermitcrab.recipe import Compress, Evaluate, Train
+    from hermitcrab.serve.opening import open_model
+    from hermitcrab.store import Store
+
+    store = Store(project / ".crab" / "store")
+    opened = open_model(str(project / "runs" / "shapes" / "package"), store)
+    rows = pq.read_table(find_run("shapes", store)[1]["prepare"].payload / "validation.parquet")
+    source = Source(
+        model=opened.path, name="m", task=opened.task, start=opened.start, base_start=None, train=Train(), evaluate=Evaluate(),
+        compress=Compress.model_validate({"onnx": ["int8"], "target": {"max_loss": margin}}), base=opened.base,
+        about=about("m", "MIT", opened.base), calibration=schema("text").empty_table(), validation=rows, metric="accuracy",
+    )  # fmt: skip
+    told = Onnx(source).make("int8", tmp_path).told["mixture"]
+    assert len(told["widened"]) == kept
+    assert (told["max_loss"], told["validation_rows"]) == (margin, rows.num_rows)
+    assert "max_kl" not in told

@@ -153,6 +153,18 @@ def test_as_few_tensors_as_meet_a_budget_stay_wide(source: Source, tmp_path: Pat
     assert {open_weights(start.path).info(name).dtype for name in wide} == {"Q8_0"}
 
 
+@pytest.mark.parametrize(("margin", "kept"), [(0.9, 0), (1e-6, 4)])
+def test_without_a_bound_on_kl_the_loss_on_validation_rows_decides(
+    source: Source, tmp_path: Path, margin: float, kept: int
+) -> None:
+    """Twelve rows show a loss of nine tenths at most of anything, and of a millionth not even for the model itself."""
+    asked = replace(source, compress=Compress(gguf=["Q4_0"], target=Target(max_loss=margin)))
+    told = made(asked, "gguf", "Q4_0", tmp_path)[0].told["mixed"]
+    assert len(told["widened"]) == kept
+    assert (told["max_loss"], told["validation_rows"]) == (margin, 12)
+    assert "max_kl" not in told
+
+
 def test_types_that_openvino_text_is_not_made_in_are_refused(source: Source) -> None:
     with pytest.raises(
         HermitcrabError, match=r"a language model is made in f16, int8, int4, int4-calibrated.*Received: bf16"

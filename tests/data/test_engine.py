@@ -77,7 +77,10 @@ def elsewhere(folder, address):
     tests = str(Path(__file__).parents[1])
     script = SCRIPT.format(tests=tests, folder=str(folder), address=address)
     source = str(Path(sys.modules["hermitcrab"].__file__).parents[1])
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([source, tests]), "RAY_raylet_start_wait_time_s": "240"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([source, tests]),
+    }
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300, check=False
     )

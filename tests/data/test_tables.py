@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hermitcrab.data.tables import (
-    Splits,
     TableWriter,
     answer,
     question,
@@ -55,15 +54,6 @@ def test_table_with_no_rows_still_names_its_columns(tmp_path):
 )
 def test_question_and_answer_of_each_format(format, columns, asked, said):
     assert (question(format, columns), answer(format, columns)) == (asked, said)
-
-
-def test_dropped_rows_leave_with_split_and_reason(tmp_path):
-    empty = schema("text").empty_table()
-    table = empty.from_pylist([row(i, text=str(i)) for i in range(3)], schema("text"))
-    splits = Splits("text", {"train": table, "validation": empty, "test": empty})
-    splits.drop("train", [None, "why", None])
-    assert [r["text"] for r in rows_of(splits.tables["train"])] == ["0", "2"]
-    assert splits.dropped == [(row_id("sha256:x", 1), "train", "why")]
 
 
 @settings(deadline=None, max_examples=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from hermitcrab.cli.arguments import (
     MODEL,
@@ -37,7 +38,35 @@ def predict_verb(args: argparse.Namespace) -> Answer:
     return told, lambda: render_answers(answers), 0
 
 
+def explain_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.explaining import explain
+    from hermitcrab.report.explanation import render_explanations, write_explanations
+    from hermitcrab.serve.opening import open_model
+    from hermitcrab.store import Store
+
+    opened = open_model(args.model, Store(args.store), args.key, args.unverified)
+    found = explain(
+        opened, args.input, args.column, method=args.method, max_new_tokens=args.max_new_tokens, sanity=args.sanity
+    )
+    if args.html is not None:
+        write_explanations(opened.name, found, args.html)
+    told = {"model": opened.name, "verified": opened.verified is not None, "explanations": found}
+    return told, lambda: render_explanations(found, args.html), 0
+
+
 def serve_verb(args: argparse.Namespace) -> Answer:
+    from hermitcrab.serve.spare import spare_for
+
+    # Before anything else is imported: its process imports meanwhile.
+    spare = None if args.cluster is not None else spare_for(args.model, args.engine, args.threads)
+    try:
+        return _serve(args, spare)
+    finally:
+        if spare is not None:
+            spare.close()  # nobody needed it
+
+
+def _serve(args: argparse.Namespace, spare: Any) -> Answer:
     from hermitcrab.serve.door import Limits
     from hermitcrab.serve.setup import Setup
 
@@ -59,7 +88,7 @@ def serve_verb(args: argparse.Namespace) -> Answer:
     else:
         from hermitcrab.serve.server import start
 
-        told, serve = start(setup, host=args.host, port=args.port, cert=args.tls_cert, key=args.tls_key)
+        told, serve = start(setup, host=args.host, port=args.port, cert=args.tls_cert, key=args.tls_key, spare=spare)
     names = ", ".join(model["name"] for model in told["models"])
     return told, lambda: f"{names} answer at {told['url']}/v1, to be tried at {told['url']}/ (Ctrl-C ends it)", serve
 
@@ -149,6 +178,16 @@ VERBS: dict[str, Verb] = dict([
                "images: files, folders, - for one on standard input, or @FILE (IDX)"),
           arg("--column", default="prompt", metavar="COLUMN", help="of @FILE: a column, or a text with {column} in it (default: prompt)"),
           arg("--max-new-tokens", type=count, default=64, metavar="N", help="the longest generated answer (default: 64)"),
+          SIGNER, UNVERIFIED, STORE),
+    verb("explain", "which parts of an input an answer rests on (needs [explain])", explain_verb,
+          'crab explain runs/demo/package "a film to remember" --html why.html', MODEL,
+          arg("input", nargs="+", help="as for `crab predict`"),
+          arg("--method", choices=("integrated-gradients", "occlusion"), default="integrated-gradients",
+              help="along the gradient, or by leaving parts out (default: integrated-gradients)"),
+          arg("--html", type=Path, metavar="FILE", help="also as a page: colored tokens, heat maps"),
+          arg("--sanity", action="store_true", help="also with randomized weights: an explanation that stays the same explains nothing"),
+          arg("--column", default="prompt", metavar="COLUMN", help="of @FILE: a column, or a text with {column} in it (default: prompt)"),
+          arg("--max-new-tokens", type=count, default=16, metavar="N", help="the longest generated answer (default: 16)"),
           SIGNER, UNVERIFIED, STORE),
     verb("serve", "serve packages: the OpenAI API, the Open Inference Protocol, and a page to try them", serve_verb,
           "crab serve runs/demo/package --port 8000",

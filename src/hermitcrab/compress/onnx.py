@@ -1,6 +1,7 @@
 """ONNX: one graph that onnxruntime and OpenVINO run, in float32 or with weights in int8.
 
-`int8` rounds activations anew at each call; `int8-static` by ranges seen on training rows, given to the model by the task itself.
+`int8` rounds activations anew at each call; `int8-static` by ranges seen on training rows, given to the model by the task itself: of
+transformers with outliers moved into the weights before (SmoothQuant).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Onnx:
     @classmethod
     def check(cls, part: Compress, base: dict[str, Any], path: Path) -> None:
         """The libraries that write it: nothing is trained for a file that could not be made."""
-        for module in ("onnx", "onnxscript", "onnxruntime"):
+        for module in ("onnx", "onnxscript", "onnxruntime", "nncf"):
             needs(module, "compress")
 
     @classmethod

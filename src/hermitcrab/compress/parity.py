@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hermitcrab.digest import digest_json, short
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.evaluate.metrics import within
+from hermitcrab.evaluate.metrics import find, within
 from hermitcrab.progress import progress
 from hermitcrab.store import read_json, write_json
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 MARGIN = (
     0.01  # where a recipe states none: a hundredth of all rows, or of a metric without bounds a hundredth of its value
 )
-UNBOUNDED = ("perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class Parity:
         )["pairs"]  # fmt: skip
         pair = pairs[0]
         if (
-            pair["low"] is not None and name not in UNBOUNDED
+            pair["low"] is not None and find(name).right is not None
         ):  # a share of rows: where few rows turn, resampling them says too much
             shares = paired_shares(pair["gained"], pair["lost"], len(a), part.confidence)
             pair = {**pair, "low": min(pair["low"], shares.low), "high": max(pair["high"], shares.high)}
@@ -183,7 +182,7 @@ def margin_of(stated: float | None, metric: str, value: float) -> float:
     """How much of the metric a smaller model may lose: as stated, or a hundredth."""
     if stated is not None:
         return stated
-    return round(MARGIN * value, 6) if metric in UNBOUNDED else MARGIN
+    return MARGIN if find(metric).bounded else round(MARGIN * value, 6)
 
 
 def check_inputs(compressed: Task, uncompressed: Task, rows: pa.Table, name: str) -> None:

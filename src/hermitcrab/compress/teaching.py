@@ -29,11 +29,11 @@ ROOM = 1 << 29  # bytes of teacher's logits that are kept in memory
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch, and which examples it is made of; None where nothing is learnt."""
+    """A batch, and which examples it is made of."""
 
     batch: Any
     examples: Any
-    rows: np.ndarray | None
+    rows: np.ndarray
 
 
 class Taught:
@@ -50,9 +50,6 @@ class Taught:
 
     def batch(self, examples: Any, rows: np.ndarray) -> Lesson:
         return Lesson(self.task.batch(examples, rows), examples, rows)
-
-    def idle(self, lesson: Lesson) -> Lesson:
-        return Lesson(self.task.idle(lesson.batch), lesson.examples, None)
 
     def count(self, lesson: Lesson) -> int:
         return self.task.count(lesson.batch)
@@ -75,7 +72,7 @@ class Taught:
     @torch.no_grad()
     def _told(self, lesson: Lesson) -> torch.Tensor:
         """The teacher's logits of this batch: [N, V]."""
-        if self.known is not None and lesson.examples is self.known.examples and lesson.rows is not None:
+        if self.known is not None and lesson.examples is self.known.examples:
             return self.known.of(lesson.rows)
         return self.task.decisions(self.teacher, lesson.batch)[0]
 

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TRAIN = RANKS.index("train")
-_OTHER_ANSWER = {"image-label": "same image, other label"}
+_OTHER_ANSWER = {
+    "image-label": "same image, other label",
+    "text-label": "same text, other label",
+    "tabular": "same record, other target",
+}
 
 
 @dataclass

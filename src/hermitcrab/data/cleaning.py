@@ -18,7 +18,7 @@ from hermitcrab.data import contamination, lines, near, split
 from hermitcrab.data.census import Census
 from hermitcrab.data.engine import Engine
 from hermitcrab.data.filters import FILTERS
-from hermitcrab.data.scratch import RANKS, Scratch
+from hermitcrab.data.scratch import RANKS, Scratch, own_columns
 from hermitcrab.data.segment import Piece, Segment
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.recipe import Part, Split
@@ -88,6 +88,7 @@ class Cleaning:
         buckets = max(1, -(-size // BUCKET))
         self.facts["engine"] = self.engine.name
         _clear(self.work)
+        split.check_columns(self.split, own_columns(self.format))
         groups = grouped(self.listed)
         for number, group in enumerate(groups):
             segment = self._segment(number, groups, buckets, scratch, given)
@@ -123,7 +124,9 @@ class Cleaning:
         line_dedup = next((options for _, options in group.compare if isinstance(options, LineDedup)), None)
         wants = {"exact"} if "exact-dedup" in names else set()
         drawn = any(getattr(self.split, name) for name in ("test", "validation") if name not in given)
-        if drawn and self.told is None and (last or "decontaminate" in names):
+        drawn = drawn and self.told is None and (last or "decontaminate" in names)
+        by, within = (self.split.by, self.split.within) if drawn else (None, None)
+        if drawn and by is None:
             wants.add("group")
         if "decontaminate" in names:
             wants.add("fold")
@@ -131,7 +134,7 @@ class Cleaning:
             wants |= {self._proof} | ({"take"} if self.take is not None else set())
         return Segment(
             format=self.format, out=str(self.work / f"pass-{number}"), buckets=buckets, steps=tuple(group.filters), bit=len(self.names),
-            wants=frozenset(wants), form=self.form, seed=self.split.seed, near=near_dedup, before=before,
+            wants=frozenset(wants), form=self.form, seed=self.split.seed, by=by, within=within, near=near_dedup, before=before,
             line_dedup=group.line_dedup, compare_lines=line_dedup,
         )  # fmt: skip
 

@@ -26,6 +26,8 @@ from hermitcrab.errors import HermitcrabError
 
 LONGEST = 1 << 24  # characters in a row: beyond that something is wrong, and memory is not to pay for it
 BATCH = 1024  # rows of Parquet decoded at a time
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")  # what a table writes where it knows nothing
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _UNSOUND = re.compile("[\x00\ud800-\udfff]")  # NUL, and what is left of bytes that are not UTF-8
 
 

@@ -7,6 +7,7 @@ of the file, or a text with `{column}` in it (`{{` and `}}` are braces). Names a
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -16,12 +17,14 @@ from typing import Any
 
 from hermitcrab.data.files import kind_of
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.readers import BadRow, Record, Table, flaw, open_table, shown
-from hermitcrab.data.tables import BINARY, FORMATS, dump_messages, row_id
+from hermitcrab.data.readers import MISSING, NUMBER, BadRow, Record, Table, flaw, open_table, shown
+from hermitcrab.data.tables import FORMATS, column_kind, dump_json, dump_messages, row_id
+from hermitcrab.data.windows import read_windows
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean, nearest
 from hermitcrab.progress import progress, warn
 from hermitcrab.recipe import Source
 
+_WHOLE = re.compile(r"[+-]?\d{1,15}")
 ROLES = ("system", "user", "assistant", "tool")
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -75,7 +78,13 @@ def check_sources(sources: Iterable[Source]) -> None:
             raise UsageError(f"{source.path}: {told if kind == 'idx' else '`labels` is for images of type `idx`'}")
         if source.labels_sha256 is not None and source.labels is None:
             raise UsageError(f"{source.path}: `labels_sha256` is for a source with `labels`")
-        if (kind == "idx") != (source.format == "image-label"):
+        if source.windows is not None and source.format != "series":
+            raise UsageError(f"{source.path}: `windows` are for rows of format `series`. Received: {source.format}")
+        if source.features and gathers(source) is None and source.windows is None:
+            raise UsageError(
+                f"{source.path}: `features` are for rows that are gathered from columns, as of format `tabular`"
+            )
+        if (kind == "idx") != (source.format in ("image-label", "image")):
             raise UsageError(
                 f"{source.path}: type `idx` and format `image-label` go together. Received: type `{kind}`, format `{source.format}`"
             )
@@ -90,7 +99,10 @@ class Shape:
 
     def __init__(self, source: Source, columns: list[str] | None):
         self.source, self.columns = source, columns
-        self.cells = {wanted: self._cell(wanted) for wanted in FORMATS[source.format]}
+        self.gathered = gathers(source)
+        self.cells = {wanted: self._cell(wanted) for wanted in FORMATS[source.format] if wanted != self.gathered}
+        for column in source.features:
+            self._known(column, "features")
         for part in ("where", "values"):
             for column in getattr(source, part):
                 self._known(column, part)
@@ -98,6 +110,8 @@ class Shape:
             self._known(source.document, "document")
         self.needed = {*source.where, *source.values, *(c for cell in self.cells.values() for c in cell.columns)}
         self.needed |= {source.document} if source.document is not None else set()
+        if self.gathered:
+            self.needed |= {*(source.features or columns or ())}
 
     def _cell(self, wanted: str) -> Cell:
         text, where = self.source.columns.get(wanted, wanted), f"{self.source.path}: columns: {wanted}"
@@ -105,12 +119,33 @@ class Shape:
             cell = Cell(("", text, ""))
         else:
             cell = parse_template(text, where)
-        if wanted in ("messages", *BINARY) and cell.alone is None:
-            what = "lists of messages" if wanted == "messages" else "images"
+        if (wanted == "messages" or column_kind(wanted) != "text") and cell.alone is None:
+            what = {"bytes": "images", "json": "JSON", "number": "numbers"}.get(
+                column_kind(wanted), "lists of messages"
+            )
             raise UsageError(f"{where}: expected a column that holds {what}. Received: {shown(text)}")
         for column in cell.columns:
             self._known(column, f"columns: {wanted}")
         return cell
+
+    def _gathered_from(self, record: Record) -> list[str]:
+        """The columns that make up the record: those that `features` names, else all that mean nothing else."""
+        if self.source.features:
+            return self.source.features
+        if self.source.format != "tabular":
+            return []
+        taken = {column for cell in self.cells.values() for column in cell.columns}
+        return [c for c in record.cells if c not in {*taken, *self.source.where, self.source.document}]
+
+    def _plain_value(self, record: Record, column: str) -> Any:
+        """A number where the cell is one, null where it is missing, else text."""
+        text = self._text(record, column).strip()
+        if text in MISSING:
+            return None
+        if NUMBER.fullmatch(text):
+            value = float(text)
+            return int(text) if _WHOLE.fullmatch(text) else value if math.isfinite(value) else text
+        return text
 
     def _known(self, column: str, part: str) -> None:
         if self.columns is not None and column not in self.columns:
@@ -135,12 +170,17 @@ class Shape:
         """
         document = self.source.document
         row: dict[str, Any] = {"document": (self._text(record, document) or None) if document else None}
+        if self.gathered:
+            row[self.gathered] = dump_json({c: self._plain_value(record, c) for c in self._gathered_from(record)})
         for wanted, cell in self.cells.items():
             if wanted == "messages":
                 row[wanted] = dump_messages(_messages(record, cell.parts[1]))
                 continue
-            if wanted in BINARY:
-                row[wanted] = _cell_of(record, cell.parts[1])
+            if (kind := column_kind(wanted)) != "text":
+                column = cell.parts[1]
+                row[wanted] = _number(record, column) if kind == "number" else _cell_of(record, column)
+                if kind == "json":
+                    row[wanted] = _json(record, column)
                 continue
             texts = [self._text(record, part) if i % 2 else part for i, part in enumerate(cell.parts)]
             row[wanted] = text = "".join(texts)
@@ -158,6 +198,36 @@ class Shape:
             told = f"column `{column}`: received {shown(text)}, expected one of: {', '.join(renamed)}"
             raise BadRow(record.where, f"column `{column}`: a value that `values` does not list", told)
         return renamed[text]
+
+
+def gathers(source: Source) -> str | None:
+    """The column of the format that is gathered from others: the record of a table, unless the file has it as JSON already."""
+    column = {"tabular": "record", "interaction": "features"}.get(source.format)
+    return column if column not in source.columns else None
+
+
+def _number(record: Record, column: str) -> float | None:
+    """A finite number; None where the cell is empty."""
+    text = _plain(record, column).strip()
+    if text in MISSING:
+        return None
+    if not NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+        told = f"column `{column}`: received {shown(text)}, expected a number"
+        raise BadRow(record.where, f"column `{column}`: no number", told)
+    return float(text)
+
+
+def _json(record: Record, column: str) -> str:
+    """The JSON text of a list or an object: the cell itself, or its text."""
+    value = _cell_of(record, column)
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(found, list | dict):
+            raise ValueError("neither a list nor an object")
+        return dump_json(found)
+    except (ValueError, TypeError, RecursionError) as error:
+        told = f"column `{column}`: received {shown(value)}, expected a JSON list or object: {error}"
+        raise BadRow(record.where, f"column `{column}`: not JSON", told) from error
 
 
 def _cell_of(record: Record, column: str) -> Any:
@@ -240,6 +310,9 @@ def read_rows(
         UsageError: for a column that the file does not have.
         HermitcrabError: for a file that cannot be read, or of which no row is kept.
     """
+    if source.windows is not None:
+        yield from read_windows(source, path, digest, uri, ledger)
+        return
     name, first, bad, kept = source.path, None, 0, 0
     with open_source(source, path, labels) as table, progress(f"reading {name}", unit="rows") as bar:
         shape = Shape(source, table.columns)

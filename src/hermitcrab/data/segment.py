@@ -23,7 +23,7 @@ import numpy as np
 from hermitcrab.data import kernel, lines
 from hermitcrab.data.filters import Filter, Texts, make_filter
 from hermitcrab.data.fold import KEY, Form, fold_texts, keys, normalize_texts
-from hermitcrab.data.parts import answers, large, questions, texts_of, with_texts
+from hermitcrab.data.parts import answers, large, normal_cells, questions, texts_of, with_texts
 from hermitcrab.data.scratch import Scratch, ids, own_columns, put, rows_schema, slices, write_arrow
 from hermitcrab.recipe import Part
 from hermitcrab.recipe.clean import LineDedup, NearDedup, Normalize
@@ -65,6 +65,7 @@ class Segment:
         wants: the keys that are asked for: `exact`, `fold`, `plain`, `group`, `take`, `bands`, `lines`.
         form: normal form in which `exact` compares.
         before: the pass whose buckets are read; None: Parquet. Its census says which rows are still there.
+        by, within: columns whose numbers and values a split needs.
         line_dedup: lines go that `before` decided on, ahead of all filters.
         compare_lines: how lines are told apart, for `lines`.
     """
@@ -77,6 +78,8 @@ class Segment:
     wants: frozenset[str] = frozenset()
     form: Form = "NFC"
     seed: int = 0
+    by: str | None = None
+    within: str | None = None
     near: NearDedup | None = None
     before: Scratch | None = None
     line_dedup: LineDedup | None = None
@@ -128,6 +131,10 @@ class Segment:
         text, row_M = texts_of(self.format, table)
         texts = Texts(table.column("row_id").combine_chunks().take(pa.array(row_M)), text)
         reasons, changed_N = dict[int, str](), table.column("_changed").to_numpy().copy()
+        for bit, (_, options) in enumerate(self.steps, self.bit + (self.line_dedup is not None)):
+            if isinstance(options, Normalize):
+                table, cells_N = normal_cells(self.format, table, options.form or self.form)
+                changed_N[cells_N] |= np.uint32(1 << bit)
         for bit, step in enumerate(self._steps(table, row_M, told), self.bit):
             if not len(texts):
                 break
@@ -213,6 +220,10 @@ class Segment:
             columns["group"] = _fixed(_groups(self.seed, table.column("document"), folded))
         if "take" in wants:
             columns["take"] = _fixed(_drawn(f"{self.seed}\0take\0", asked))
+        if self.by is not None:
+            columns["by"] = _numbers(table.column(self.by))
+        if self.within is not None:
+            columns["within"] = _fixed(keys(large(table.column(self.within))))
         if self.near is not None:
             words = texts.words if self.format == "text" else kernel.split(asked)
             _, rows = kernel.banding(self.near.threshold, self.near.permutations)
@@ -274,6 +285,15 @@ def _groups(seed: int, documents: pa.ChunkedArray, folded: pa.Array) -> np.ndarr
     named = _drawn(f"{before}document ", large(documents.fill_null("")))
     null = documents.is_null().to_numpy()
     return np.where(null, _drawn(f"{before}text ", folded), named) if null.any() else named
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.Array:
+    """A column of numbers, NaN where there is none: float64 [N]."""
+    import pyarrow as pa
+
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        return pa.array(np.full(len(column), np.nan))
+    return column.cast(pa.float64()).fill_null(float("nan")).combine_chunks()
 
 
 def _lines(texts: tuple[pa.Array, np.ndarray], count: int, options: LineDedup) -> pa.Array:

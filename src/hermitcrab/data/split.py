@@ -13,7 +13,7 @@ import numpy as np
 
 from hermitcrab.data.census import TRAIN, Census, apart, numbered
 from hermitcrab.data.scratch import RANKS, id_text
-from hermitcrab.errors import HermitcrabError
+from hermitcrab.errors import HermitcrabError, did_you_mean
 from hermitcrab.progress import say
 from hermitcrab.recipe import Split
 
@@ -54,6 +54,8 @@ def hold_out(census: Census, part: Split, given: Collection[str]) -> dict[str, A
         )
     if not any(wanted.values()):
         return {split: {"asked": 0, "got": 0} for split in wanted}
+    if part.by is not None:
+        return _hold_out_last(census, part, rows, wanted)
     keys_R = census.keys["group"][rows]
     number_R = numbered(keys_R)
     name_G = np.empty(number_R.max() + 1, keys_R.dtype)
@@ -70,6 +72,46 @@ def hold_out(census: Census, part: Split, given: Collection[str]) -> dict[str, A
         told[split] = {"asked": count, "got": got}
         if got != count:
             say(f"{split} rows: {got:,} where {count:,} were asked, as documents and repeated texts are not cut")
+    return told
+
+
+def check_columns(part: Split, columns: Collection[str]) -> None:
+    """That rows have the columns that the split goes by.
+
+    Raises:
+        HermitcrabError: they do not.
+    """
+    for key in ("by", "within"):
+        name = getattr(part, key)
+        if name is not None and name not in columns:
+            raise HermitcrabError(
+                f"data.split.{key}: rows of this format have no column `{name}`{did_you_mean(name, columns)}"
+            )
+
+
+def _hold_out_last(census: Census, part: Split, rows: np.ndarray, wanted: Mapping[str, int]) -> dict[str, Any]:
+    """The rows with the largest numbers in a column are held out, test behind validation; with `within`, of each of its values.
+
+    Raises:
+        HermitcrabError: one of them has no number there.
+    """
+    number_R = census.keys["by"][rows]
+    if np.isnan(number_R).any():
+        first = id_text(census.id_N[rows[np.isnan(number_R)]].min())
+        raise HermitcrabError(f"data.split.by: row {first} has no number in `{part.by}`; expected one in every row")
+    value_R = numbered(census.keys["within"][rows]) if part.within else np.zeros(len(rows), np.int64)
+    order = np.lexsort((census.id_N[rows], number_R, value_R))
+    groups, told = np.split(rows[order], np.flatnonzero(np.diff(value_R[order])) + 1), {}
+    for split, count in wanted.items():  # test first: the very last
+        got = 0
+        for i, group in enumerate(groups):
+            share = round(count * len(group) / len(rows)) if part.within else count
+            left = max(0, len(group) - share)
+            census.home_N[group[left:]] = RANKS.index(split)
+            groups[i], got = group[:left], got + len(group) - left
+        told[split] = {"asked": count, "got": got}
+        if got != count:
+            say(f"{split} rows: {got:,} where {count:,} were asked, the last by `{part.by}` within `{part.within}`")
     return told
 
 

@@ -1,33 +1,76 @@
 """Row tables: what a row is in each format, and Parquet whose bytes depend on the rows alone.
 
 `row_id` (16 hex digits, of source digest and position), `source` (uri), `document` (null where the source names none),
-and the columns of the format. `messages` is the JSON text of a list of `{role, content}`; `image` is the bytes of a PNG.
+and the columns of the format. `messages` is the JSON text of a list of `{role, content}`; `image` is the bytes of a PNG;
+`record` the JSON text of column → number, text or null.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hermitcrab.digest import digest_json
+from hermitcrab.errors import HermitcrabError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMATS = {
+# Format → its columns: first what makes a row the question that it is, then what is learnt to say.
+FORMATS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "prompt-completion": ("prompt", "completion"),
     "messages": ("messages",),
     "image-label": ("image", "label"),
+    "image": ("image",),
+    "text-label": ("text", "label"),
+    "translation": ("source_text", "target_text"),
+    "tabular": ("record", "target"),
+    "interaction": ("user", "item", "rating", "time", "features"),
+    "series": ("name", "time", "past", "future"),
 }
-BINARY = ("image",)
+# What a column holds; all others are texts. `json` is the JSON text of a list or an object, `number` float64, null where there is none.
+KINDS = {
+    "image": "bytes",
+    "record": "json",
+    "features": "json",
+    "past": "json",
+    "future": "json",
+    "rating": "number",
+    "time": "number",
+}
+SAID = {"interaction": "rating", "series": "future", "text": None, "image": None}  # where it is not the second column
+ASKED = {"interaction": ("user", "item", "time"), "series": ("name", "time")}  # where it is not the first column
 SPLITS = ("train", "validation", "test")
 GROUP = 8192  # rows in a row group, at most
 GROUP_BYTES = 32 << 20  # of a row group's cells, about: whatever reads it holds it whole
+
+
+def column_kind(column: str) -> str:
+    """What a column holds: `text`, `number`, `json` or `bytes`."""
+    return KINDS.get(column, "text")
+
+
+def register_format(name: str, columns: Mapping[str, str]) -> None:
+    """Another format of rows: its columns, the question first, and what each holds.
+
+    Raises:
+        HermitcrabError: there is another one of that name, or a column of that name holds something else.
+    """
+    if FORMATS.get(name, tuple(columns)) != tuple(columns):
+        raise HermitcrabError(f"the row format `{name}` is known with other columns: {', '.join(FORMATS[name])}")
+    taken = {column for known in FORMATS.values() for column in known}
+    for column, kind in columns.items():
+        if column in taken and column_kind(column) != kind:
+            raise HermitcrabError(
+                f"the row format `{name}`: a column `{column}` holds {column_kind(column)} elsewhere. Received: {kind}"
+            )
+    FORMATS[name] = tuple(columns)
+    KINDS.update({column: kind for column, kind in columns.items() if kind != "text"})
 
 
 def row_id(source_digest: str, position: int) -> str:
@@ -43,8 +86,9 @@ def source_digest(files: Sequence[str]) -> str:
 def schema(format: str) -> pa.Schema:
     import pyarrow as pa
 
+    types = {"bytes": pa.binary(), "number": pa.float64()}
     required = [
-        pa.field(name, pa.binary() if name in BINARY else pa.string(), nullable=False)
+        pa.field(name, types.get(column_kind(name), pa.string()), nullable=column_kind(name) == "number")
         for name in ("row_id", "source", *FORMATS[format])
     ]
     return pa.schema([*required[:2], pa.field("document", pa.string()), *required[2:]])
@@ -52,6 +96,11 @@ def schema(format: str) -> pa.Schema:
 
 def dump_messages(messages: list[dict[str, str]]) -> str:
     return json.dumps([{"role": m["role"], "content": m["content"]} for m in messages], ensure_ascii=False)
+
+
+def dump_json(value: Any) -> str:
+    """One spelling of a list or an object (ValueError: a number that JSON does not have)."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 class TableWriter:
@@ -173,15 +222,21 @@ def read_table(path: Path, format: str) -> pa.Table:
 
 
 def question(format: str, row: dict[str, Any]) -> str:
-    """What makes a row the same question as another: the text, the prompt, every turn but the last, an image by its digest."""
+    """What makes a row the same question as another: the text, the prompt, every turn but the last; what is no text, by its digest."""
     if format == "messages":
         return "\n".join(f"{m['role']}\n{m['content']}" for m in json.loads(row["messages"])[:-1])
-    asked = row[FORMATS[format][0]]
-    return hashlib.sha256(asked).hexdigest() if isinstance(asked, bytes) else asked
+    if format in ASKED:
+        return digest_json([row[column] for column in ASKED[format]])
+    column = FORMATS[format][0]
+    if column_kind(column) == "text":
+        return row[column]
+    asked = row[column]
+    return hashlib.sha256(asked if isinstance(asked, bytes) else asked.encode()).hexdigest()
 
 
-def answer(format: str, row: dict[str, Any]) -> str:
-    """What is learnt to say: nothing apart from the text, the completion, the last turn, or the label."""
+def answer(format: str, row: dict[str, Any]) -> Any:
+    """What is learnt to say: nothing apart from the text, the completion, the last turn, the label, the rating."""
     if format == "messages":
         return json.loads(row["messages"])[-1]["content"]
-    return "" if format == "text" else row[FORMATS[format][1]]
+    column = SAID.get(format, FORMATS[format][1] if len(FORMATS[format]) > 1 else None)
+    return "" if column is None else row[column]

@@ -18,22 +18,70 @@ from hermitcrab.evaluate.statistics import Floats
 if TYPE_CHECKING:
     import pyarrow as pa
 
+OWN = ("row_ids", "reference", "prediction", "nll", "tokens", "bytes", "groups")
+
 
 @dataclass(frozen=True)
 class Answers:
-    """Lists of N rows in the order of their ids. `nll` in nats; `groups` is None where every row stands for itself."""
+    """Lists of N rows in the order of their ids. `nll` in nats; `groups` is None where every row stands for itself.
+
+    References and predictions are texts, numbers or lists, as their task has them; `table` has every column, in the same order.
+    """
 
     model: str
     row_ids: list[str]
-    reference: list[str]
-    prediction: list[str | None]
+    reference: list[Any]
+    prediction: list[Any]
     nll: Floats | None = None
     tokens: Floats | None = None
     bytes: Floats | None = None
     groups: list[str | None] | None = None
+    table: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.row_ids)
+
+    def has(self, name: str) -> bool:
+        """Is there a column of that name, with something in it?"""
+        if name in OWN:
+            found = getattr(self, name)
+            if found is None or name == "nll":
+                return found is not None
+            return any(value is not None for value in found) if isinstance(found, list) else bool(found.any())
+        return (
+            self.table is not None
+            and name in self.table.column_names
+            and self.table[name].null_count < max(1, len(self))
+        )
+
+    def column(self, name: str) -> Any:
+        """A column by its name; of numbers, float64 N with NaN where there is none."""
+        if name in OWN:
+            return getattr(self, name)
+        assert self.table is not None
+        values = self.table[name].to_pylist()
+        if all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in values):
+            return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+        return values
+
+    def numbers(self, name: str) -> Floats:
+        """Of `reference`, `prediction` or another column, as float64 N.
+
+        Raises:
+            HermitcrabError: a value that is no finite number.
+        """
+        found = self.column(name)
+        wrong = next((i for i, v in enumerate(found) if not _is_number(v)), None)
+        if wrong is not None:
+            raise HermitcrabError(
+                f"`{self.model}`: row {self.row_ids[wrong]}: expected `{name}` to be a finite number. "
+                f"Received: {str(found[wrong])[:60]}"
+            )
+        return np.array(found, dtype=np.float64)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def read(table: pa.Table, model: str) -> Answers:
@@ -81,6 +129,7 @@ def read(table: pa.Table, model: str) -> Answers:
         tokens=numbers("tokens"),
         bytes=numbers("bytes"),
         groups=documents if any(d is not None for d in documents) else None,
+        table=table.take(order) if order else table,
     )
 
 
@@ -97,6 +146,10 @@ def check_same_rows(all_answers: Sequence[Answers]) -> None:
             )
         for what in ("reference", "bytes", "groups"):
             a, b = getattr(first, what), getattr(other, what)
+            if what == "groups" and (a is None) != (b is None):
+                raise HermitcrabError(
+                    f"only one of `{other.model}` and `{first.model}` says which rows belong together; nothing is compared"
+                )
             if a is None or b is None:
                 continue
             for row, x, y in zip(first.row_ids, a, b, strict=True):

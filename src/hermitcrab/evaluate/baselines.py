@@ -9,27 +9,19 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hermitcrab.errors import HermitcrabError, needs
+from hermitcrab.evaluate import forecasting, recommending, tables
+from hermitcrab.evaluate.baseline import Baseline
 from hermitcrab.progress import progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # inverse regularization strengths, tried from strong to weak
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """Predictions in the order of the rows asked, their log-likelihoods (nats), and what was fitted on what."""
-
-    predictions: list[str]
-    scores: list[float | None]
-    fitted: dict[str, Any]
 
 
 def majority(train: Sequence[str], test: Sequence[Any]) -> Baseline:
@@ -43,6 +35,14 @@ def majority(train: Sequence[str], test: Sequence[Any]) -> Baseline:
         [None] * len(test),
         {"train_rows": len(train), "label": label, "share_in_training": counts[label] / len(train)},
     )
+
+
+def mean(train: Sequence[float], test: Sequence[Any]) -> Baseline:
+    """The mean of the training rows for every row of `test`."""
+    if not train:
+        raise HermitcrabError("the baseline `mean` has no training rows")
+    value = float(np.mean(train))
+    return Baseline([value] * len(test), [None] * len(test), {"train_rows": len(train), "mean": value})
 
 
 def tfidf_logreg(
@@ -106,7 +106,7 @@ def tfidf_logreg(
 
 
 def logistic_regression(
-    train: np.ndarray, train_labels: Sequence[str], asked: np.ndarray, max_iter: int = 100
+    train: np.ndarray, asked: np.ndarray, train_labels: Sequence[str], max_iter: int = 100
 ) -> Baseline:
     """Multinomial logistic regression on numbers, standardized by the training rows as a whole.
 
@@ -139,11 +139,16 @@ def logistic_regression(
             "iterations": int(np.max(model.n_iter_)),
             "converged": bool(np.max(model.n_iter_) < max_iter),
         },
+        {"scores": [row.tolist() for row in log_p_NC]},
     )
 
 
 def _majority(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -> Baseline:
     return majority(task.answers(train), task.answers(test))
+
+
+def _mean(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -> Baseline:
+    return mean(task.answers(train), task.answers(test))
 
 
 def _tfidf_logreg(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -> Baseline:
@@ -152,12 +157,18 @@ def _tfidf_logreg(task: Any, train: pa.Table, validation: pa.Table, test: pa.Tab
 
 
 def _logistic_regression(task: Any, train: pa.Table, validation: pa.Table, test: pa.Table) -> Baseline:
-    return logistic_regression(task.features(train), task.answers(train), task.features(test))
+    learnt, asked = task.learnt_features(train, test)
+    return logistic_regression(learnt, asked, task.answers(train))
 
 
 BASELINES: dict[str, Callable[[Any, Any, Any, Any], Baseline]] = {
     "majority": _majority,
+    "mean": _mean,
     "tfidf-logreg": _tfidf_logreg,
     "logistic-regression": _logistic_regression,
+    **tables.BASELINES,
+    **recommending.BASELINES,
+    **forecasting.BASELINES,
 }
-"""By their names in a recipe: (task, training, validation and test rows) -> answers to the test rows."""
+"""By their names in a recipe: (task, training, validation and test rows) -> answers to the test rows. A task brings its own
+(`own_baselines`)."""

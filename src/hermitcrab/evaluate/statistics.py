@@ -3,7 +3,7 @@
 Two ideas carry the module. A metric is a function of *sums* over rows (how many were right, nats, bytes, true positives
 by label), so one resample of any metric is a weighted sum of rows: no metric is computed row by row again. And what is
 resampled or swapped is a *group*: a row where rows are independent, the whole document (user, passage) where a column
-names it.
+names it. scipy takes longer to import than a server to start, so those functions import it that need it.
 
 Shapes: N rows, G groups, K sums, M metrics, R resamples.
 """
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
 
 from hermitcrab.progress import progress
 
@@ -44,6 +43,8 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def _wilson(p: float, n: float, confidence: float) -> Interval:
+    from scipy import stats
+
     z = float(stats.norm.ppf(0.5 + confidence / 2))
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -58,6 +59,8 @@ def clustered_interval(hits: npt.ArrayLike, groups: Groups, confidence: float = 
     "Confidence intervals for proportions with small expected number of positive counts estimated from survey data").
     Where every row agrees there is no variance to go by, and the groups themselves are counted.
     """
+    from scipy import stats
+
     x_N = np.asarray(hits, dtype=np.float64)
     code_N = group_codes(groups, len(x_N))
     n, g = len(x_N), int(code_N.max(initial=-1)) + 1
@@ -98,36 +101,76 @@ def _chunks(total: int, width: int) -> Iterator[int]:
         yield min(size, total - start)
 
 
+def draws(groups: int, resamples: int, seed: int, width: int) -> Iterator[Floats]:
+    """How often each group was drawn, with replacement, in some of the resamples: float64 [R, G], until there are `resamples`."""
+    random = np.random.default_rng(seed)
+    with progress("bootstrap", resamples, "resamples") as bar:
+        for size in _chunks(resamples, max(groups, width)):
+            drawn = random.integers(0, groups, size=(size, groups)) + np.arange(size)[:, None] * groups
+            yield np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups).astype(np.float64)
+            bar.add(size)
+
+
 def resample(fn: Totals, sums_GK: Floats, resamples: int, seed: int) -> Floats:
     """`fn` on the totals of G groups drawn with replacement -> values_RM."""
     g, k = sums_GK.shape
-    random = np.random.default_rng(seed)
-    values = []
-    with progress("bootstrap", resamples, "resamples") as bar:
-        for size in _chunks(resamples, max(g, k)):
-            drawn = random.integers(0, g, size=(size, g)) + np.arange(size)[:, None] * g
-            weight_RG = np.bincount(drawn.ravel(), minlength=size * g).reshape(size, g).astype(np.float64)
-            values.append(fn(weight_RG @ sums_GK))
-            bar.add(size)
-    return np.concatenate(values)
+    return np.concatenate([fn(weight_RG @ sums_GK) for weight_RG in draws(g, resamples, seed, k)])
+
+
+def expanded(value: float, values_R: Floats, groups: int, confidence: float) -> Interval:
+    """Expanded percentile interval (Hesterberg 2015, doi:10.1080/00031305.2015.1089789): the percentiles are moved
+    outwards by Student's t and by sqrt(G / (G - 1)), without which few groups give intervals that are too narrow."""
+    from scipy import stats
+
+    tail = float(stats.norm.cdf(math.sqrt(groups / (groups - 1)) * stats.t.ppf(0.5 - confidence / 2, groups - 1)))
+    values_R = values_R[np.isfinite(values_R)]  # a resample may have no value: no user of a kind was drawn
+    if not len(values_R):
+        return Interval(float(value), math.nan, math.nan)
+    low, high = np.quantile(values_R, [tail, 1 - tail])
+    return Interval(float(value), float(low), float(high))
 
 
 def bootstrap_metric(
     fn: Totals, values_NK: Floats, *, groups: Groups | None = None, resamples: int, confidence: float, seed: int
 ) -> list[Interval]:
-    """Bootstrap intervals of M metrics that `fn` computes from totals_RK; whole groups are resampled.
-
-    Expanded percentile interval (Hesterberg 2015, doi:10.1080/00031305.2015.1089789): the percentiles are moved
-    outwards by Student's t and by sqrt(G / (G - 1)), without which few groups give intervals that are too narrow.
-    """
+    """Bootstrap intervals of M metrics that `fn` computes from totals_RK; whole groups are resampled. `expanded` says which."""
     sums_GK = group_sums(values_NK, groups)
     g = len(sums_GK)
     value_M = fn(sums_GK.sum(axis=0, keepdims=True))[0]
     if g < 2:
         return [Interval(float(v), math.nan, math.nan) for v in value_M]
-    tail = float(stats.norm.cdf(math.sqrt(g / (g - 1)) * stats.t.ppf(0.5 - confidence / 2, g - 1)))
-    low_M, high_M = np.quantile(resample(fn, sums_GK, resamples, seed), [tail, 1 - tail], axis=0)
-    return [Interval(float(v), float(lo), float(hi)) for v, lo, hi in zip(value_M, low_M, high_M, strict=True)]
+    values_RM = resample(fn, sums_GK, resamples, seed)
+    return [expanded(v, values_RM[:, m], g, confidence) for m, v in enumerate(value_M)]
+
+
+def bootstrap_weighted(
+    fn: Callable[[Floats], Floats],
+    n: int,
+    *,
+    groups: Groups | None = None,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> tuple[Interval, float]:
+    """Interval of what is no function of sums, and the two-sided p-value that it is zero.
+
+    Args:
+        fn: of how often each row was drawn, weights_RN -> values_R; NaN where a resample has no value, which is left out.
+
+    The p-value is the share of resamples on the other side of zero, twice (Efron & Tibshirani 1993, "An Introduction to the
+    Bootstrap", section 15.4). Of two models it is asked of their difference: to swap answers would mix scores of two scales.
+    """
+    code_N = group_codes(groups, n)
+    g = int(code_N.max(initial=-1)) + 1
+    value = float(fn(np.ones((1, n)))[0])
+    if g < 2:
+        return Interval(value, math.nan, math.nan), 1.0
+    values_R = np.concatenate([fn(weight_RG[:, code_N]) for weight_RG in draws(g, resamples, seed, n)])
+    values_R = values_R[np.isfinite(values_R)]
+    if not len(values_R) or not math.isfinite(value):
+        return Interval(value, math.nan, math.nan), 1.0
+    beyond = min(int((values_R <= 0).sum()), int((values_R >= 0).sum()))
+    return expanded(value, values_R, g, confidence), min(1.0, 2 * (beyond + 1) / (len(values_R) + 1))
 
 
 def paired_bootstrap(
@@ -153,6 +196,8 @@ def mcnemar(gained: int, lost: int) -> float:
 
     For independent rows only. Where rows are clustered, see `swap_test`.
     """
+    from scipy import stats
+
     return float(stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
 
 
@@ -162,6 +207,8 @@ def paired_shares(gained: int, lost: int, n: int, confidence: float = 0.95) -> I
     Tango 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B. Where nothing turned it still has a width, about
     z² / n: resampling rows of which none differs would say that none ever can. For independent rows only.
     """
+    from scipy import optimize, stats
+
     z = float(stats.norm.ppf((1 + confidence) / 2))
 
     def score(delta: float) -> float:
@@ -232,6 +279,8 @@ def smallest_effect(n: int, discordance: float = 0.2, alpha: float = 0.05, power
     said. Solves n = (z_a sqrt(D) + z_b sqrt(D - d^2))^2 / d^2 for d (Connor 1987, doi:10.2307/2531961). None where not
     even d = D, every discordant row going one way, would show.
     """
+    from scipy import optimize, stats
+
     if n < 1:
         return None
     z_a, z_b = float(stats.norm.ppf(1 - alpha / 2)), float(stats.norm.ppf(power))

@@ -17,7 +17,17 @@ import numpy as np
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.evaluate import metrics as metric
 from hermitcrab.evaluate.answers import Answers, check_same_rows, read
-from hermitcrab.evaluate.statistics import bootstrap_metric, group_codes, holm, mcnemar, smallest_effect, swap_test
+from hermitcrab.evaluate.metric import FEWER
+from hermitcrab.evaluate.statistics import (
+    Interval,
+    bootstrap_metric,
+    bootstrap_weighted,
+    group_codes,
+    holm,
+    mcnemar,
+    smallest_effect,
+    swap_test,
+)
 from hermitcrab.progress import progress
 
 if TYPE_CHECKING:
@@ -93,7 +103,7 @@ def compare(
         "n": len(ours),
         "groups": int(group_codes(ours.groups, len(ours)).max()) + 1,
         "confidence": confidence,
-        "method": _method(ours, resamples, seed),
+        "method": _method(ours, resamples, seed, any(p["test"] == "bootstrap" for p in pairs)),
         "pairs": pairs,
         "strongest": None,
         "unbeaten": [],
@@ -133,77 +143,102 @@ def judge(pair: Mapping[str, Any], identical: bool, confidence: float) -> str:
     low, high = pair["low"], pair["high"]
     if low is None or high is None or pair["p_holm"] >= round(1 - confidence, 12) or low <= 0 <= high:
         return NO_EVIDENCE
-    return BETTER if (low > 0) != (pair["metric"] in metric.LOWER_IS_BETTER) else WORSE
+    return BETTER if (low > 0) != metric.lower_is_better(pair["metric"]) else WORSE
 
 
 def gained_and_lost(a: Answers, b: Answers, name: str) -> tuple[list[str], list[str]]:
-    """Ids of the rows that only `a` answered rightly, and only `b`; sorted. Likelihood metrics have neither."""
-    if name in ("perplexity", "bits_per_byte"):
+    """Ids of the rows that only `a` answered rightly, and only `b`; sorted. Where no row is right or wrong there are neither."""
+    right = metric.find(name).right
+    if right is None:
         return [], []
-    by = "exact_match" if name == "exact_match" else "accuracy"
-    change = metric.correct(a, by) - metric.correct(b, by)
+    change = right(a) - right(b)
     return [a.row_ids[i] for i in np.flatnonzero(change > 0)], [a.row_ids[i] for i in np.flatnonzero(change < 0)]
 
 
 def _identical(a: Answers, b: Answers, name: str) -> bool:
-    if name in ("perplexity", "bits_per_byte"):
-        return bool(np.array_equal(a.nll, b.nll))  # type: ignore[arg-type]
-    return a.prediction == b.prediction
+    return metric.find(name).alike(a, b)
 
 
 def _comparable(
     names: Sequence[str], a: Answers, b: Answers, labels: Sequence[str]
 ) -> tuple[list[str], list[dict[str, str]]]:
     """Metrics that both models give and that mean the same for both; what falls out, with its reason."""
-    both = [n for n in metric.available(names, a, labels) if n in metric.available(names, b, labels)]
-    if "perplexity" in both and not np.array_equal(a.tokens, b.tokens):  # type: ignore[arg-type]
-        both.remove("perplexity")
-        why = "their tokenizers cut the rows differently; see bits_per_byte"
-        return both, [{"a": a.model, "b": b.model, "metric": "perplexity", "reason": why}]
-    return both, []
+    both, skipped = [], []
+    for name in names:
+        known = metric.find(name)
+        if not (known.given(a, labels) and known.given(b, labels)):
+            continue
+        if odd := next((same for same in known.same if not np.array_equal(a.column(same), b.column(same))), None):
+            why = f"their {odd} differ"
+            if odd == "tokens":
+                why = "their tokenizers cut the rows differently; see bits_per_byte"
+            skipped.append({"a": a.model, "b": b.model, "metric": name, "reason": why})
+        else:
+            both.append(name)
+    return both, skipped
 
 
 def _pair(
     a: Answers, b: Answers, names: Sequence[str], labels: Sequence[str], confidence: float, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
     """One entry a metric; `p_holm` is filled in when all pairs are known."""
-    if not names:
-        return []
-    a_NK, b_NK = metric.row_sums(a, labels), metric.row_sums(b, labels)
+    how: dict[str, Any] = {"groups": a.groups, "resamples": resamples, "seed": seed}
+    summed, weighted = metric.kinds(names)
+    found = _summed(a, b, summed, labels, confidence, how) if summed else {}
+    for name in weighted:
+        of_a, of_b = (metric.find(name).weighted(answers, labels) for answers in (a, b))  # type: ignore[misc]
+        interval, p = bootstrap_weighted(
+            lambda w_RN, of_a=of_a, of_b=of_b: of_a(w_RN) - of_b(w_RN),  # type: ignore[misc]
+            len(a), confidence=confidence, **{**how, "resamples": min(resamples, FEWER)},
+        )  # fmt: skip
+        found[name] = interval, p, "bootstrap"
+    return [_entry(a, b, name, labels, *found[name]) for name in names]
+
+
+def _summed(
+    a: Answers, b: Answers, names: tuple[str, ...], labels: Sequence[str], confidence: float, how: dict[str, Any]
+) -> dict[str, tuple[Interval, float, str]]:
+    made = metric.Summed(names, labels)
+    a_NK, b_NK = made.rows(a), made.rows(b)
     k = a_NK.shape[1]
     intervals = bootstrap_metric(
-        lambda totals: metric.values(names, totals[:, :k]) - metric.values(names, totals[:, k:]),
-        np.concatenate([a_NK, b_NK], axis=1),
-        groups=a.groups, resamples=resamples, confidence=confidence, seed=seed,
+        lambda totals: made.values(totals[:, :k]) - made.values(totals[:, k:]),
+        np.concatenate([a_NK, b_NK], axis=1), confidence=confidence, **how,
     )  # fmt: skip
-    swapped = swap_test(
-        lambda totals: metric.values(names, totals), a_NK, b_NK, groups=a.groups, resamples=resamples, seed=seed
-    )
-    value_a, value_b = (metric.values(names, rows.sum(axis=0, keepdims=True))[0] for rows in (a_NK, b_NK))
-    entries = []
-    for i, (name, interval) in enumerate(zip(names, intervals, strict=True)):
-        gained, lost = (len(rows) for rows in gained_and_lost(a, b, name))
-        exact = name in ("accuracy", "exact_match") and a.groups is None
-        limits = metric.as_json(interval)
-        entries.append({
-            "a": a.model, "b": b.model, "metric": name,
-            "a_value": float(value_a[i]), "b_value": float(value_b[i]),
-            "difference": limits["value"], "low": limits["low"], "high": limits["high"],
-            "test": "mcnemar" if exact else "swap",
-            "p_value": mcnemar(gained, lost) if exact else swapped[i],
-            "p_holm": None,
-            "gained": gained, "lost": lost,
-        })  # fmt: skip
-    return entries
+    swapped = swap_test(made.values, a_NK, b_NK, **how)
+    return {name: (interval, p, "swap") for name, interval, p in zip(names, intervals, swapped, strict=True)}
 
 
-def _method(ours: Answers, resamples: int, seed: int) -> dict[str, str]:
+def _entry(
+    a: Answers, b: Answers, name: str, labels: Sequence[str], interval: Interval, p: float, test: str
+) -> dict[str, Any]:
+    gained, lost = (len(rows) for rows in gained_and_lost(a, b, name))
+    known = metric.find(name)
+    exact = known.share is not None and known.right is not None and a.groups is None
+    limits = metric.as_json(interval)
+    return {
+        "a": a.model, "b": b.model, "metric": name,
+        "a_value": metric.value_of(name, a, labels), "b_value": metric.value_of(name, b, labels),
+        "difference": limits["value"], "low": limits["low"], "high": limits["high"],
+        "test": "mcnemar" if exact else test,
+        "p_value": mcnemar(gained, lost) if exact else p,
+        "p_holm": None,
+        "gained": gained, "lost": lost,
+    }  # fmt: skip
+
+
+def _method(ours: Answers, resamples: int, seed: int, weighted: bool) -> dict[str, str]:
     clustered = ours.groups is not None
     unit = "documents" if clustered else "rows"
     swap = f"paired randomization test, answers swapped within {unit} (`swap`)"
+    told = swap if clustered else f"McNemar's exact test for accuracy and exact match (`mcnemar`); else {swap}"
+    fewer = ""
+    if weighted:
+        fewer = f"; {min(resamples, FEWER):,} for what is no function of sums"
+        told += "; for what is no function of sums, resamples on the other side of zero, twice (`bootstrap`)"
     return {
-        "interval": f"paired bootstrap over {unit}, expanded percentile, {resamples:,} resamples, seed {seed}",
-        "p_value": swap if clustered else f"McNemar's exact test for accuracy and exact match (`mcnemar`); else {swap}",
+        "interval": f"paired bootstrap over {unit}, expanded percentile, {resamples:,} resamples{fewer}, seed {seed}",
+        "p_value": told,
         "adjusted": "Holm, over all pairs and metrics",
     }
 
@@ -213,7 +248,7 @@ def _strongest(variants: Sequence[str], base: str, name: str, validation: Mappin
     known = [m for m in variants if validation and m in validation]
     if not known or not validation:
         return None
-    sign = -1 if name in metric.LOWER_IS_BETTER else 1
+    sign = -1 if metric.lower_is_better(name) else 1
     return max(known, key=lambda m: (sign * validation[m], m == base))
 
 
@@ -221,7 +256,7 @@ def expected_effect(
     n: int, name: str, *, discordance: float = 0.2, alpha: float = 0.05, power: float = 0.8
 ) -> dict[str, Any]:
     """What the sample could show, to be told before the run: `{difference, assumes}`."""
-    if name not in (*metric.LABEL_METRICS, "exact_match"):
+    if metric.find(name).right is None:
         return {"difference": None, "assumes": f"not told for {name}: it depends on how much the rows vary"}
     return {
         "difference": smallest_effect(n, discordance, alpha, power),
@@ -235,7 +270,7 @@ def _sentence(
 ) -> str:
     pair, strongest, verdict = deciding[base], result["strongest"], result["verdict"]
     name = result["metric"]
-    lower = " (lower is better)" if name in metric.LOWER_IS_BETTER else ""
+    lower = " (lower is better)" if metric.lower_is_better(name) else ""
     rows = f"{result['n']:,} rows" + (f" in {result['groups']:,} documents" if result["groups"] < result["n"] else "")
     told = (
         f"{verdict[0].upper()}{verdict[1:]}: {name}{lower} of {pair['a']} {_number(pair['a_value'])} against {base} "

@@ -153,8 +153,19 @@ def _added(record: dict[str, Any], training: dict[str, Any]) -> str:
         f"trained, seed {training['seed']}; training loss {_number(training['loss_first'])} → "
         f"{_number(training['loss_last'])}.\n\n"
         f"{' and '.join(plain(name) for name in parity['compared'])} on {len(parity['probes'])} probes: "
+        f"{_agreement(parity)}. What was evaluated is, byte for byte, what is here."
+    )
+
+
+def _agreement(parity: dict[str, Any]) -> str:
+    if "top1_agreement" not in parity:  # of outputs that are no logits
+        return (
+            f"largest difference {_number(parity['max_abs_difference'])}, root mean square {_number(parity['rms_difference'])} "
+            f"(what training moved: {_number(parity['rms_difference_to_base'])})"
+        )
+    return (
         f"largest logit difference {_number(parity['max_abs_logit_difference'])}, "
-        f"same likeliest token in {parity['top1_agreement']:.1%}. What was evaluated is, byte for byte, what is here."
+        f"same likeliest token in {parity['top1_agreement']:.1%}"
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,25 +26,34 @@ from hermitcrab.models.formats import PICKLES, Weights, open_weights
 from hermitcrab.models.formats.weights import Stamp
 from hermitcrab.models.runtimes import RUNTIMES, open_runtime
 from hermitcrab.models.tokenizer import TextTokenizer, read_json_file, read_tokenizer
-from hermitcrab.progress import progress, warn
+from hermitcrab.progress import progress, say, warn
+from hermitcrab.store import write_json
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 PROBES = ("It's 1,234.5 km\n\n  to  Zürich", "def f(x):\n\treturn x ** 2", "寄居蟹住在壳里。", "IT'LL CamelCase 99")
-KINDS = {"CAUSAL_LM": "causal language model", "IMAGE_CLASSIFICATION": "image classifier"}
+KINDS = {
+    "CAUSAL_LM": "causal language model",
+    "IMAGE_CLASSIFICATION": "image classifier",
+    "SEQUENCE_CLASSIFICATION": "text classifier",
+    "MASKED_LM": "masked language model",
+}  # what `skeleton` knows
 SLACK = 1.02  # parameters that a configuration may have beyond those in the file
 
 
 def load_model(
-    base: dict[str, Any], path: Path, dtype: torch.dtype, kind: str = "CAUSAL_LM", config: dict[str, Any] | None = None
-) -> PreTrainedModel:
+    base: dict[str, Any], path: Path, dtype: torch.dtype, kind: str = "CAUSAL_LM", config: dict[str, Any] | None = None,
+    new_head: int | None = None,
+) -> PreTrainedModel:  # fmt: skip
     """The model of a base, in `dtype`, in evaluation mode; in a runtime's own format it computes there.
 
     Args:
         kind: which of transformers' mappings it comes from (`MODEL_FOR_…_MAPPING`).
         config: what its configuration must say besides what the files say.
+        new_head: a seed: what stands on the body may be missing, and is drawn from it; another head than this may be left over.
 
     Raises:
         HermitcrabError: a file that is not the recorded one, or weights that do not fit their configuration.
@@ -58,8 +68,8 @@ def load_model(
             tensors = _gguf_tensors(weights, values, dtype)
         else:
             values, generation = read_config(path), _generation(path)
-            tensors = _plain_tensors(weights)
-        return _assemble(path, weights, {**values, **(config or {})}, tensors, generation, dtype, kind)
+            tensors = plain_tensors(weights)
+        return _assemble(path, weights, {**values, **(config or {})}, tensors, generation, dtype, kind, new_head)
 
 
 def init_model(
@@ -96,6 +106,62 @@ def skeleton(base: dict[str, Any], path: Path) -> PreTrainedModel:
         return (named or classes)[0](config)
 
 
+def peer(folder: Path, kind: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A folder as transformers itself loads it."""
+    from transformers import AutoConfig
+
+    values = read_config(folder)
+    architectures.register(values["model_type"])
+    with quiet(), library_errors(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return _model_class(config, folder, kind).from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+
+
+def load_into(made: nn.Module, base: dict[str, Any], path: Path) -> nn.Module:
+    """A plain module with the verified weights of a base, each tensor in its place.
+
+    Raises:
+        HermitcrabError: a file that is not the recorded one, or weights that do not fit the module.
+    """
+    with verified(base, path):
+        return _put(made, plain_tensors(open_weights(path)), path)
+
+
+def read_module(made: nn.Module, folder: Path) -> nn.Module:
+    """A plain module with the weights that `write_module` left, as safetensors itself reads them."""
+    from safetensors.torch import load_file
+
+    return _put(made, load_file(folder / "model.safetensors"), folder)
+
+
+def write_module(model: nn.Module, folder: Path, config: dict[str, Any]) -> None:
+    """model.safetensors and config.json."""
+    from safetensors.torch import save_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(folder / "model.safetensors"), {"format": "pt"})
+    write_json(folder / "config.json", config)
+
+
+def _put(made: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    wanted = made.state_dict()
+    shared = {name for name in wanted.keys() - tensors.keys() if _twin(wanted, name, tensors)}
+    odd = sorted((wanted.keys() - shared) ^ tensors.keys())
+    odd += [name for name in tensors.keys() & wanted.keys() if tensors[name].shape != wanted[name].shape]
+    if odd:
+        raise HermitcrabError(
+            f"{path}: weights and configuration do not fit: {len(odd)} tensors, the first is {odd[0]}"
+        )
+    made.load_state_dict(tensors, strict=not shared)
+    return made.eval()
+
+
+def _twin(wanted: dict[str, torch.Tensor], name: str, tensors: dict[str, torch.Tensor]) -> bool:
+    """Is it a tensor that shares its memory with one that is there?"""
+    here = wanted[name].data_ptr()
+    return any(wanted[other].data_ptr() == here for other in tensors.keys() & wanted.keys())
+
+
 def load_text(base: dict[str, Any], path: Path) -> TextTokenizer:
     """The tokenizer of a base, its files verified. Torch-free."""
     with verified(base, path, weights=False):
@@ -113,8 +179,8 @@ def load_tokenizer(base: dict[str, Any], path: Path) -> PreTrainedTokenizerFast:
         )
 
 
-def save_tokenizer(base: dict[str, Any], path: Path, folder: Path) -> None:
-    """The base's tokenizer and chat template, written beside a derived model (its config.json first).
+def save_tokenizer(base: dict[str, Any], path: Path, folder: Path, settings: dict[str, Any] | None = None) -> None:
+    """The base's tokenizer and chat template, written beside a derived model (its config.json first), with `settings` of its own.
 
     For some model types transformers puts a class of its own in the place of what the files say; where that gives other
     ids than were trained on, it is said.
@@ -122,6 +188,7 @@ def save_tokenizer(base: dict[str, Any], path: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     text = load_text(base, path)
+    text = replace(text, settings={**text.settings, **(settings or {})})
     text.save(folder)
     if not (folder / "config.json").exists():
         return
@@ -216,7 +283,9 @@ def _model_class(config: Any, where: object, kind: str) -> Any:
 
     mapping = getattr(transformers, f"MODEL_FOR_{kind}_MAPPING")
     if type(config) not in mapping:
-        raise HermitcrabError(f"{where}: {config.model_type} is no {KINDS[kind]}")
+        raise HermitcrabError(
+            f"{where}: {config.model_type} is no {KINDS.get(kind, kind.lower().replace('_', ' '))} to transformers"
+        )
     return mapping[type(config)]
 
 
@@ -242,7 +311,7 @@ def _gguf_tensors(weights: Weights, config: dict[str, Any], dtype: torch.dtype) 
     return found
 
 
-def _plain_tensors(weights: Weights) -> dict[str, torch.Tensor]:
+def plain_tensors(weights: Weights) -> dict[str, torch.Tensor]:
     """Tensors as the file has them."""
     import torch
 
@@ -268,8 +337,9 @@ def _assemble(
     generation: Any,
     dtype: torch.dtype,
     kind: str,
+    new_head: int | None = None,
 ) -> PreTrainedModel:
-    """The model of that configuration with those tensors; each parameter has one, each tensor has a place."""
+    """The model of that configuration with those tensors; each parameter has one, each tensor a place (but for heads, with `new_head`)."""
     import torch
 
     depth = values.get("num_hidden_layers", 0)
@@ -282,15 +352,25 @@ def _assemble(
     with library_errors(path):
         with torch.device("meta"):
             wanted = sum(p.numel() for p in model_class(config).parameters())
-        if wanted > weights.parameters * SLACK + 1024:
+        room = weights.parameters * SLACK + 1024
+        if new_head is not None:  # a pooler and a head on the body
+            room += 2 * getattr(config, "hidden_size", 0) ** 2 + 1024 * getattr(config, "hidden_size", 0)
+        if wanted > room:
             raise HermitcrabError(
                 f"{path}: the configuration asks for {wanted:,} parameters, the weights have {weights.parameters:,}"
             )
-        model, told = model_class.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+        with torch.random.fork_rng(devices=[], enabled=new_head is not None):
+            torch.manual_seed(new_head) if new_head is not None else None
+            model, told = model_class.from_pretrained(
+                None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         names = sorted(str(name) for name in told.get(what, ()))
+        if new_head is not None and what != "mismatched_keys":
+            left = [name for name in names if _of_body(model, name)]
+            if (new := sorted(set(names) - set(left))) and what == "missing_keys":
+                say(f"{path.name}: {len(new)} tensors stand on its body and are new: {', '.join(new[:4])}")
+            names = left
         if names:
             raise HermitcrabError(
                 f"{path}: weights and configuration do not fit: {len(names)} {what.replace('_', ' ')}, as {names[0]}"
@@ -299,6 +379,14 @@ def _assemble(
         model.generation_config = generation
     _into_fresh_memory(model)
     return model.eval()
+
+
+def _of_body(model: Any, name: str) -> bool:
+    """Is it a tensor of the body that a head stands on? A pooler is part of the head: language models do without."""
+    body = f"{model.base_model_prefix}."
+    inside = name.removeprefix(body)
+    known = {n.partition(".")[0] for n, _ in model.base_model.named_parameters()}
+    return inside.partition(".")[0] in known - {"pooler"} and (name.startswith(body) or inside == name)
 
 
 def _into_fresh_memory(model: PreTrainedModel) -> None:

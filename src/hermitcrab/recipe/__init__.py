@@ -66,6 +66,14 @@ class Recipe(Part):
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
+    def _names_are_known(self) -> Recipe:
+        from hermitcrab.tasks import misnamed
+
+        for path, told in misnamed(self):
+            raise searching.wrong(path, told)
+        return self
+
+    @model_validator(mode="after")
     def _search_is_sound(self) -> Recipe:
         if self.tune is not None:
             searching.check(self, self.tune)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hermitcrab.recipe.clean import Clean
 from hermitcrab.recipe.parts import Count, Digest, Format, Part, Seed, Share, one_or_many
+
+
+class Windows(Part):
+    """How a table of series becomes rows: each is what was known at an origin, and what came after it."""
+
+    context: Count
+    """Values that are known."""
+    horizon: Count
+    """Values that come after them and are forecast."""
+    stride: Count | None = None
+    """Steps from one origin to the next; default: the horizon, so that no value is forecast twice."""
 
 
 class Source(Part):
@@ -28,10 +39,14 @@ class Source(Part):
     """What a row is."""
     columns: dict[str, str] = {}
     """Wanted column → a column of the file, or a text with `{column}` in it."""
+    features: list[str] = []
+    """Columns that make up the record of a table (or the features of an interaction). Empty: of a table, all that mean nothing else."""
     values: dict[str, dict[str, str]] = {}
     """Column of the file → its values, renamed (`{label: {"0": negative, "1": positive}}`). Others are an error."""
     where: dict[str, str] = {}
     """Column of the file → the only value that is taken."""
+    windows: Windows | None = None
+    """Of format `series`: a row of the file is a time (`columns: {time: …}`), every other column (or those of `features`) a series."""
     document: str | None = None
     """A column that names the document or user of a row: splits never cut through one, errors are clustered by it."""
 
@@ -41,7 +56,25 @@ class Split(Part):
     """Rows (or share) held out for choices: early stop, calibration. Unused where a validation source is given."""
     test: Annotated[int, Field(ge=0)] | Share = 0.1
     """Rows (or share) that only `evaluate` opens. Unused where a test source is given."""
+    by: str | None = None
+    """A column of numbers (the `time` of interactions): the largest are held out, in the place of a draw."""
+    within: str | None = None
+    """With `by`: hold out the largest of each value of this column (of each `user`), not of all rows together."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _within_needs_by(self) -> Split:
+        if self.within is not None and self.by is None:
+            raise ValueError(f"within needs by, a column of numbers. Received: within={self.within}")
+        return self
+
+
+class Licenses(Part):
+    """What a data source may be licensed as, beside what the recipe's `use` forbids. A pattern is an SPDX id, or with `*`: `CC-BY-*`."""
+
+    allow: list[str] = []
+    """Only these. Empty: all that is not denied."""
+    deny: list[str] = []
 
 
 class Tokens(Part):
@@ -66,7 +99,12 @@ class Data(Part):
     split: Split = Split()
     take: Count | None = None
     """Use only so many training rows (drawn by the split's seed)."""
+<<<<<<< HEAD
     tokens: Tokens | None = None
     """Encode the prepared rows (format `text`) into `tokens/train.bin` and `.idx`, and so on for the other splits."""
+=======
+    licenses: Licenses = Licenses()
+    """Which licenses of sources are let in; a source with another stops the run before anything is fetched."""
+>>>>>>> engine
     on_error: Literal["stop", "drop"] = "stop"
     """What a bad row does: stop the run, or be dropped and counted."""

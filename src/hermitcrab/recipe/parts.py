@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,9 +19,20 @@ from hermitcrab import searching
 SHA256 = r"^(sha256:)?[0-9a-f]{64}$"
 
 
-Metric = Literal["accuracy", "precision", "recall", "f1", "exact_match", "perplexity", "bits_per_byte"]
-Format = Literal["text", "prompt-completion", "messages", "image-label"]
-Baseline = Literal["majority", "tfidf-logreg", "logistic-regression"]
+def _known(what: str) -> Callable[[dict[str, Any]], None]:
+    """For editors: the names that our own tasks know. Which of them a recipe's task takes is checked with the recipe."""
+
+    def show(schema: dict[str, Any]) -> None:
+        from hermitcrab.tasks import TASKS, load_task
+
+        schema["examples"] = sorted({name for task in TASKS for name in getattr(load_task(task), what)})
+
+    return show
+
+
+Metric = Annotated[str, Field(json_schema_extra=_known("metrics"))]
+Format = Annotated[str, Field(json_schema_extra=_known("formats"))]
+Baseline = Annotated[str, Field(json_schema_extra=_known("baselines"))]
 
 
 class Part(BaseModel):
@@ -49,7 +60,7 @@ class Base(Part):
     """What the model starts from: a folder, a GGUF file, `run:NAME`, `hf:ORG/NAME@REVISION`, `ms:ORG/NAME@REVISION`,
     `pypi:NAME==VERSION/PATH-IN-WHEEL`, `deb:NAME=VERSION/PATH-IN-PACKAGE`, or `scratch` with an architecture."""
     sha256: Digest | None = None
-    """Digest of the file (of the file inside the package, for `pypi:` and `deb:`, where it is required)."""
+    """Digest of the file (of the file or folder inside the package, for `pypi:` and `deb:`, where it is required)."""
     license: str | None = None
     """SPDX id. Needed where the files themselves declare none."""
     architecture: dict[str, Any] | None = None
@@ -133,10 +144,11 @@ class Train(Part):
 
 
 class Evaluate(Part):
-    metrics: Annotated[list[Metric], Field(min_length=1)] = list(get_args(Metric))
-    """What is reported, where the task has it. The first that it has decides the verdict."""
-    against: Literal["base", "none"] | Baseline = "base"
-    """Whom the derived model is compared with; where it was built on nothing, one of the baselines says more than its first weights."""
+    metrics: list[Metric] = []
+    """What is reported; empty: all that the task has. The first that the answers give decides the verdict."""
+    against: Baseline = "base"
+    """Whom the derived model is compared with: `base`, `none` or one of `baselines`; where it was built on nothing, one of the
+    baselines says more than its first weights."""
     choices: list[str] = []
     """Answers to choose from, by log-likelihood. Empty: answers are generated."""
     few_shot: Annotated[int, Field(ge=0)] = 0
@@ -177,8 +189,8 @@ class Tune(Part):
     model_config = ConfigDict(extra="allow", json_schema_extra=searching.schema)
     __pydantic_extra__: dict[str, list[Any]]
 
-    metric: Literal["loss", Metric] = "loss"
-    """What is best, on validation rows: the loss of the training itself, or a metric of answers."""
+    metric: Metric = "loss"
+    """What is best, on validation rows: `loss` of the training itself, or a metric of answers."""
     trials: Count | None = None
     """Try only so many settings, drawn from all combinations; null: all of them."""
     seed: Seed = 0

@@ -92,12 +92,12 @@ def sizes(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
     Loss counts what got worse, so up is always worse. None where no form has a known interval.
     """
-    from hermitcrab.evaluate.metrics import LOWER_IS_BETTER
+    from hermitcrab.evaluate.metrics import lower_is_better
 
     known = [e for e in entries if e["parity"]["low"] is not None and e["parity"]["high"] is not None]
     if not known:
         return None
-    sign = 1 if known[0]["parity"]["metric"] in LOWER_IS_BETTER else -1
+    sign = 1 if lower_is_better(known[0]["parity"]["metric"]) else -1
     whole = max(e["size_of_model"] for e in known)
     losses = [sorted(sign * e["parity"][end] + 0.0 for end in ("low", "high")) for e in known]
     margin = min(e["parity"]["margin"] for e in known)

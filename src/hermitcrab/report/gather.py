@@ -179,11 +179,15 @@ def _texts(row_ids: list[str], against: str, artifacts: Mapping[str, Artifact]) 
         {
             "row_id": row,
             "question": excerpt(_question(found[row])),
-            "reference": excerpt(answers["derived"][row]["reference"]),
-            "answers": {model: excerpt(told[row]["prediction"] or "") for model, told in answers.items()},
+            "reference": excerpt(str(answers["derived"][row]["reference"])),
+            "answers": {model: excerpt(_said(told[row]["prediction"])) for model, told in answers.items()},
         }
         for row in row_ids[:TEXTS]
     ]
+
+
+def _said(prediction: Any) -> str:
+    return "" if prediction is None else str(prediction)
 
 
 def _question(row: Mapping[str, Any]) -> str:
@@ -216,6 +220,11 @@ def _curve(trained: Artifact) -> dict[str, list[list[float]]]:
     return {"train": train, "validation": [[v["step"], v["loss"]] for v in trained.read("training.json")["validation"]]}
 
 
+def _least_known(energy: Mapping[str, Any]) -> int:
+    """What is unknown before what is estimated before what is measured: the method that a sum can claim."""
+    return 0 if energy["joules"] is None else 1 if energy.get("estimated") else 2
+
+
 def _cost(facts: Mapping[str, Mapping[str, Any]], reused: list[str]) -> dict[str, Any]:
     """What each stage took when it ran, and the sums. Energy is summed only where every stage knows its own."""
     stages = [
@@ -236,8 +245,7 @@ def _cost(facts: Mapping[str, Mapping[str, Any]], reused: list[str]) -> dict[str
         "cpu_seconds": sum(s["cpu_seconds"] for s in stages),
         "memory": max((s["memory"] for s in stages if s["memory"]), default=None),
         "joules": sum(joules) if joules and None not in joules else None,
-        "energy_method": next(
-            (s["energy"]["method"] for s in sorted(stages, key=lambda s: s["energy"]["joules"] is not None)), None
-        ),
+        "energy_method": min((s["energy"] for s in stages), key=_least_known, default={"method": None})["method"],
+        "energy_estimated": any(s["energy"].get("estimated") for s in stages),
         "cpu_seconds_per_answer": facts.get("evaluate", {}).get("cpu_seconds_per_answer", {}),
     }

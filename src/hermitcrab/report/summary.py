@@ -107,7 +107,7 @@ def work(found: Mapping[str, Any]) -> str:
 def energy(found: Mapping[str, Any]) -> str:
     """The energy of a run; where it was not measured, `unknown: ` and why."""
     if found["joules"] is not None:
-        return f"{found['joules'] / 3600:,.2f} Wh"
+        return f"{'about ' if found['energy_estimated'] else ''}{found['joules'] / 3600:,.2f} Wh"
     return found["energy_method"] or "unknown"
 
 

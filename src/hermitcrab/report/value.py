@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hermitcrab.digest import short
-from hermitcrab.evaluate.metrics import LOWER_IS_BETTER
+from hermitcrab.evaluate.metrics import lower_is_better
 from hermitcrab.report import words
 from hermitcrab.report.charts import forest
 from hermitcrab.report.classes import classes
@@ -47,7 +47,7 @@ def value(found: Mapping[str, Any]) -> dict[str, Any]:
         "unseen": unseen(found),
         "alpha": f"{1 - found['confidence']:.2g}",
         "metrics": [marked(metric) for metric in found["metrics"]],
-        "lower": any(metric in LOWER_IS_BETTER for metric in found["metrics"]),
+        "lower": any(lower_is_better(metric) for metric in found["metrics"]),
         "models": [
             {"name": row["model"], "cells": [_cell(row["figures"].get(metric)) for metric in found["metrics"]]}
             for row in found["models"]
@@ -72,7 +72,7 @@ def value(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def marked(metric: str) -> str:
-    return f"{metric} ↓" if metric in LOWER_IS_BETTER else metric
+    return f"{metric} ↓" if lower_is_better(metric) else metric
 
 
 def unseen(found: Mapping[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hermitcrab.digest import describe_files, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
-from hermitcrab.evaluate.metrics import LOWER_IS_BETTER
+from hermitcrab.evaluate.metrics import lower_is_better
 from hermitcrab.models import ggml
 from hermitcrab.models.formats import open_weights
 from hermitcrab.models.tokenizer import read_json_file, read_tokenizer
@@ -149,8 +149,11 @@ def choose_predictor(opened: Opened, threads: int = 0) -> tuple[Any, str]:
     """What answers for a model of a task other than text, by its ONNX file and without torch; None where none is tied.
 
     Raises:
+        UsageError: models of this task are not served.
         HermitcrabError: the file is not the recorded one, or no library is installed that reads it.
     """
+    if not load_task(opened.task).served:
+        raise UsageError(f"{opened.name}: `crab serve` does not serve {opened.task} yet; `crab predict` answers")
     form = _best([form for form in forms(opened) if form.format == "onnx"], False)
     if form is None or not hasattr(load_task(opened.task), "answer_by"):
         return None, f"torch, the reference, for there is no ONNX file to serve; {FAST_ONNX}"
@@ -193,7 +196,7 @@ def tied(entry: dict[str, Any]) -> bool:
     low, high = parity.get("low"), parity.get("high")
     if low is None or high is None:
         return True
-    return low <= 0 if parity.get("metric") in LOWER_IS_BETTER else high >= 0
+    return low <= 0 if "metric" in parity and lower_is_better(str(parity["metric"])) else high >= 0
 
 
 def reads(engine: str, form: Form) -> bool:

@@ -99,9 +99,13 @@ class Spec:
 
     @property
     def cores(self) -> int:
-        """Threads to compute with: never more than the processors that this process may use."""
-        free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, min(self.threads or free, free))
+        return cores(self.threads)
+
+
+def cores(threads: int) -> int:
+    """Threads to compute with (0: as many as there may be): never more than the processors that this process may use."""
+    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(threads or free, free))
 
 
 class Engine(Protocol):

@@ -27,7 +27,7 @@ from hermitcrab.progress import say, warn
 from hermitcrab.recipe import Base, Train
 from hermitcrab.references import Resolved
 from hermitcrab.store import Store
-from hermitcrab.tasks import TASKS, Start, load_task, task_that_opens
+from hermitcrab.tasks import Start, known, load_task, task_that_opens
 from hermitcrab.tasks.encoding import Encoder, load_encoder
 
 VECTORS = "feature-extraction"
@@ -99,12 +99,13 @@ def open_model(
     stamps = stamps_of(path, [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()])
     told = vouched(path, key, unverified)
     record = _record(path)
-    reads_text = load_task(record["task"]).reads_text
+    reads_text, prompted = load_task(record["task"]).reads_text, load_task(record["task"]).prompted
     base = describe(path, resolved, Base(path=what, license=record["license"]), reads_text)
     base["name"] = record["name"]
     if told is not None:
         _as_signed(path, base)
-    train, encoder = _rendering(base, path, record["template_digest"]) if reads_text else (Train(), None)
+    text = load_text(base, path) if reads_text else None
+    train, encoder = _rendering(base, path, text, record["template_digest"]) if prompted and text else (Train(), None)
     return Opened(
         name=record["name"],
         task=record["task"],
@@ -115,7 +116,7 @@ def open_model(
         plain_text=record["format"] == "text",
         created=int((path / RECORD).stat().st_mtime),
         verified=told,
-        text=load_text(base, path) if reads_text else None,
+        text=text,
         stamps=stamps,
     )
 
@@ -137,13 +138,13 @@ def _open_bare(what: str, path: Path, resolved: Resolved, unverified: bool, bare
     found = task_that_opens(path)
     if found is None:
         open_weights(path)  # says what is wrong where there are none
-        wanted = "; ".join(f"{name}: {load_task(name).opens_from}" for name in TASKS)
+        wanted = "; ".join(f"{name}: {load_task(name).opens_from}" for name in known())
         raise HermitcrabError(f"{path}: holds weights, but no model of a task. Expected, of {wanted}")
     task, fitted = found
     part = Base(path=what, license="LicenseRef-not-asked")  # nothing is made of it here
     base = describe(path, resolved, part, task.reads_text)
-    encoder = load_encoder(base, path, "auto") if task.reads_text else None
     text = load_text(base, path) if task.reads_text else None
+    encoder = load_encoder(base, path, "auto", text) if task.prompted else None
     stamps = stamps_of(path if path.is_dir() else path.parent, [file["path"] for file in base["files"]])
     start = Start(base, path, None, fitted)
     return Opened(base["name"], task.name, start, Train(), encoder, [], False, 0, None, text, stamps)
@@ -183,9 +184,9 @@ def _record(path: Path) -> dict[str, Any]:
     choices, fitted = found.get("choices", []), found.get("fitted", {})
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise HermitcrabError(f"{path / RECORD}: expected `choices`, a list of texts. Received: {str(choices)[:80]}")
-    if found["task"] not in TASKS:
+    if found["task"] not in known():
         raise HermitcrabError(
-            f"{path}: its task is {found['task'][:60]!r}; this version knows {', '.join(sorted(TASKS))}"
+            f"{path}: its task is {found['task'][:60]!r}; this version knows {', '.join(sorted(known()))}"
         )
     if not isinstance(fitted, dict):
         raise HermitcrabError(f"{path / RECORD}: expected `fitted`, a mapping. Received: {str(fitted)[:80]}")
@@ -201,10 +202,10 @@ def _as_signed(path: Path, base: dict[str, Any]) -> None:
             raise HermitcrabError(f"{path / file['path']}: changed since the package was verified a moment ago")
 
 
-def _rendering(base: dict[str, Any], path: Path, recorded: Any) -> tuple[Train, Encoder]:
+def _rendering(base: dict[str, Any], path: Path, text: TextTokenizer, recorded: Any) -> tuple[Train, Encoder]:
     """The rendering whose digest the record has: the package's chat template, or none."""
     for train in (Train(template="auto"), Train(template="none")):
-        encoder = load_encoder(base, path, train.template)
+        encoder = load_encoder(base, path, train.template, text)
         if encoder.template_digest == recorded:
             return train, encoder
     raise HermitcrabError(f"{path}: its chat template is not the one that it was trained with. Expected: {recorded}")

@@ -27,13 +27,20 @@ if TYPE_CHECKING:
     from hermitcrab.serve.house import House
     from hermitcrab.serve.logs import Log
     from hermitcrab.serve.setup import Setup
+    from hermitcrab.serve.spare import Spare
 
 BACKLOG = 2048  # connections that may wait to be accepted
 FILES = 65_536  # open at once, where the system lets us
 
 
 def start(
-    setup: Setup, *, host: str, port: int, cert: Path | None = None, key: Path | None = None
+    setup: Setup,
+    *,
+    host: str,
+    port: int,
+    cert: Path | None = None,
+    key: Path | None = None,
+    spare: Spare | None = None,
 ) -> tuple[dict[str, Any], Callable[[], int]]:
     """Everything but serving: what can be told (`{url, models}`), and the call that serves until a signal.
 
@@ -56,7 +63,7 @@ def start(
         if not local and not keys:
             warn(f"{host} can be reached from other machines, and no key is asked for: whoever reaches it may use it")
         log = Log(texts=setup.texts)
-        house = setup.house(log)
+        house = setup.house(log, spare)
         runner = asyncio.Runner(loop_factory=loop_factory())
         with closing_on_error(runner):
             house.models = runner.run(_load(house))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hermitcrab.serve.house import House
 from hermitcrab.serve.keys import Keys, read_keys
 from hermitcrab.serve.logs import Log
 from hermitcrab.serve.opening import VECTORS, Opened, open_model
+from hermitcrab.serve.spare import Spare
 from hermitcrab.store import Store
 
 
@@ -55,8 +57,9 @@ class Setup:
     def keys(self) -> Keys:
         return read_keys(self.api_keys, self.key_file)
 
-    def house(self, log: Log) -> House:
-        return House(self.models, self._open, self._engines, self.queue, log)
+    def house(self, log: Log, spare: Spare | None = None) -> House:
+        """`spare`: a process that waits for the first model's engine."""
+        return House(self.models, self._open, partial(self._engines, spare=spare), self.queue, log)
 
     def check(self) -> None:
         """Refuse (UsageError) what could never be right."""
@@ -70,7 +73,7 @@ class Setup:
     def _open(self, what: str) -> Opened:
         return open_model(what, Store(self.store), self.signer, self.unverified)
 
-    def _engines(self, opened: Opened) -> tuple[Any, Any]:
+    def _engines(self, opened: Opened, spare: Spare | None = None) -> tuple[Any, Any]:
         if opened.task == VECTORS:
             from hermitcrab.serve.predict import embedder_of
 
@@ -88,7 +91,7 @@ class Setup:
 
         spec, why = choose(opened, self.engine, self.kind, self.slots, self.threads, self.settings)
         say(f"{opened.name}: {why}")
-        return Worker(spec), None
+        return Worker(spec, spare), None
 
 
 @contextmanager

@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import hermitcrab
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import say, warn
 from hermitcrab.serve.engine import EngineLost, Logprob, Options, Piece, Spec
+from hermitcrab.serve.spare import Spare, spawn
 from hermitcrab.serve.wire import encode, read
 
 SOONEST, LATEST = 0.1, 30.0  # seconds before a dead engine is started again: doubled each time
@@ -48,10 +45,10 @@ class Request:
 
 
 class Worker:
-    """One engine. All of its methods belong to one event loop."""
+    """One engine. All of its methods belong to one event loop. `spare`: a process that may wait for it already."""
 
-    def __init__(self, spec: Spec):
-        self.spec = spec
+    def __init__(self, spec: Spec, spare: Spare | None = None):
+        self.spec, self._spare = spec, spare
         self.name, self.digest = spec.engine, spec.digest
         self.positions, self.slots = spec.positions, spec.slots
         self.ready = self.closing = self.embeds = False
@@ -215,10 +212,11 @@ class Worker:
     # The process
 
     async def _launch(self) -> None:
-        ours, theirs = socket.socketpair()
         began = time.monotonic()
-        process = self._process = await asyncio.to_thread(_spawn, theirs, self.spec.cores)
-        theirs.close()
+        spare, self._spare = self._spare, None
+        taken = spare.take(self.spec) if spare is not None else None
+        process, ours = taken if taken is not None else await asyncio.to_thread(_fresh, self.spec.cores)
+        self._process = process
         self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         try:
             self._send(["load", asdict(self.spec)])
@@ -319,16 +317,10 @@ def _piece(tokens: list[int], probs: list[Any] | None, finish: Any) -> Piece:
     return Piece(tokens, [Logprob(t, p, [(a, b) for a, b in top]) for t, p, top in probs], finish)
 
 
-def _spawn(theirs: socket.socket, threads: int) -> subprocess.Popen[bytes]:
-    """A fresh interpreter that imports only what is installed (and this package), not what lies in the working folder."""
-    ours = str(Path(hermitcrab.__file__).resolve().parents[1])
-    paths = [ours, *filter(None, [os.environ.get("PYTHONPATH")])]
-    # Threads that wait must not spin: on shared cores that costs more than all the arithmetic.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_WAIT_POLICY": "passive",
-                   "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "hermitcrab.serve.engines.process", str(theirs.fileno())],
-        pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)  # fmt: skip
+def _fresh(threads: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        return spawn(theirs, threads), ours
 
 
 def _ended(process: subprocess.Popen[bytes]) -> str:

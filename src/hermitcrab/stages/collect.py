@@ -129,7 +129,8 @@ STAGE = Stage(
     name="collect",
     inputs=(),
     code=(
-        "stages/collect.py", "data/files.py", "data/readers.py", "data/rows.py", "data/idx.py", "data/images.py", "data/tables.py",
+        "stages/collect.py", "data/files.py", "data/readers.py", "data/rows.py", "data/windows.py",
+        "data/idx.py", "data/images.py", "data/tables.py",
         "data/ledger.py", "models/base.py", "models/ggml.py", "models/tokenizer.py", "models/gguf_tokenizer.py", "models/chat.py",
         "models/formats", "models/architectures",
     ),

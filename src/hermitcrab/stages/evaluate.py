@@ -15,12 +15,11 @@ from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Part, Recipe, Train
 from hermitcrab.stages import Job, Stage
 from hermitcrab.store import Artifact, process_cpu
-from hermitcrab.tasks import check_recipe, load_task
+from hermitcrab.tasks import check_recipe, load_task, metrics_asked
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NEEDS_NLL = ("perplexity", "bits_per_byte")
 CALIBRATED = {"base": "base (calibrated)", "derived": "derived (calibrated)"}
 
 
@@ -82,7 +81,7 @@ class Asked:
         for name in ("derived", "base") if self.part.against == "base" else ("derived",):
             loaded: list[Any] = []  # loaded at the first question that is not already answered
             self._ask(job, name, name, None, loaded)
-            if name == "derived" and self.part.noise_rows:
+            if name == "derived" and self.part.noise_rows and self.task.noisy:
                 noise = self._noise(job, loaded)
             if name == "base" and self.part.few_shot:
                 shots = self.task.shots(self.part, self.splits["train"])
@@ -145,20 +144,21 @@ class Asked:
             return
         import pyarrow as pa
 
-        from hermitcrab.evaluate import baselines
+        from hermitcrab.evaluate.baselines import BASELINES
 
+        known = {**BASELINES, **self.task.own_baselines}
         train, validation, test = (self.splits[name] for name in ("train", "validation", "test"))
         answers = self.task.answers(test)
         for name in self.part.baselines:
             before = process_cpu()
             with progress(f"baseline {name}"):
-                found = baselines.BASELINES[name](self.task, train, validation, test)
+                found = known[name](self.task, train, validation, test)
             spent = process_cpu() - before
             self.fitted[name] = found.fitted
             columns = {"row_id": test["row_id"], "reference": answers, "prediction": found.predictions,
-                       "score": pa.array(found.scores, pa.float64())}  # fmt: skip
+                       "score": pa.array(found.scores, pa.float64()), **found.columns}  # fmt: skip
             if "document" in test.column_names:
-                columns["document"] = test["document"]
+                columns.setdefault("document", test["document"])  # a task may group rows itself
             self.test[name] = pa.table(columns).replace_schema_metadata(
                 {"prompt_digest": digest_json(self.task.texts(test)), "cpu_seconds": str(spent)}
             )
@@ -183,11 +183,13 @@ def _load(job: Job, which: str) -> tuple[Any, Any]:
 def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
     import pyarrow.parquet as pq
 
+    from hermitcrab.evaluate.answers import read
     from hermitcrab.evaluate.classes import by_class
-    from hermitcrab.evaluate.metrics import measure, point
+    from hermitcrab.evaluate.metrics import find, measure, point
     from hermitcrab.evaluate.value_added import compare, contamination
 
     part, draft = asked.part, job.draft
+    wanted = metrics_asked(asked.task, part)
     how: dict[str, Any] = {"confidence": part.confidence, "resamples": part.resamples, "seed": part.seed}
     digests: dict[str, Any] = {
         name: (t.schema.metadata or {}).get(b"prompt_digest", b"").decode() or None for name, t in asked.test.items()
@@ -195,20 +197,20 @@ def _write(job: Job, asked: Asked, noise: dict[str, Any] | None) -> None:
     metrics: list[dict[str, Any]] = []
     (draft.payload / "predictions").mkdir()
     for name, table in asked.test.items():
-        metrics += measure(table, part.metrics, asked.labels, model=name, prompt_digest=digests[name], **how)
+        metrics += measure(table, wanted, asked.labels, model=name, prompt_digest=digests[name], **how)
         pq.write_table(
             table.replace_schema_metadata(None), draft.payload / "predictions" / f"{file_name(name)}.parquet"
         )
     first = metrics[0]["name"] if metrics else None
     # Calibrated answers have no likelihood of their own: they take part where the deciding metric is about answers.
     held = {n: point(t, first, asked.labels) for n, t in asked.validation.items()
-            if n.startswith("base") and first and (first not in NEEDS_NLL or "nll" in t.column_names)}  # fmt: skip
+            if n.startswith("base") and first and find(first).given(read(t, n), asked.labels)}  # fmt: skip
     seen = contamination(*without_frame(*(asked.task.texts(asked.splits[split]) for split in ("train", "test"))))
     if not asked.task.reads_text:
         seen |= {"ngram": None, "words": None, "short": None}  # of digests, only equality means something
     opponent = part.against if part.against in asked.test else "base"
-    comparison = compare(asked.test, held or None, metrics=part.metrics, labels=asked.labels, prompts=digests, base=opponent,
-                         prompted=opponent == "base" and asked.task.reads_text, contamination=seen, noise=noise, **how)  # fmt: skip
+    comparison = compare(asked.test, held or None, metrics=wanted, labels=asked.labels, prompts=digests, base=opponent,
+                         prompted=opponent == "base" and asked.task.prompted, contamination=seen, noise=noise, **how)  # fmt: skip
     ledgers = []
     for name, table in asked.test.items():
         if b"prompts_cut" in (told := table.schema.metadata or {}):

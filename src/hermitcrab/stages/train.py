@@ -76,7 +76,7 @@ def finish(job: Job, session: Any, model: Any, state: Any, seed: dict[str, Any] 
     probes = task.probes()
     learnable = sum(t.numel() for t in adapters.learnt(model).values())
     model = model.float()
-    trained = task.probe_logits(model, probes)
+    trained = task.probe_outputs(model, probes)
     names = ["trained (float32)", f"saved ({part.final_dtype})"]
     if part.method == "lora":
         names = ["base + adapter", f"merged ({part.final_dtype})"]
@@ -86,10 +86,13 @@ def finish(job: Job, session: Any, model: Any, state: Any, seed: dict[str, Any] 
     folder = draft.payload / "model"
     task.save(merged, folder)
     del merged, model
-    saved = task.probe_logits(task.reload(folder), probes)
-    base = task.probe_logits(task.model(dtype).float(), probes)
+    saved = task.probe_outputs(task.reload(folder), probes)
+    base = task.probe_outputs(task.model(dtype).float(), probes)
     started_in = session.start_dtype(draft.facts["plan"]["precision"])
-    draft.write("parity.json", {**parity.judge(trained, saved, base, probes, names), "base_dtype": started_in})
+    draft.write(
+        "parity.json",
+        {**parity.judge(trained, saved, base, probes, names, task.distributions), "base_dtype": started_in},
+    )
     told = {
         "method": part.method, "steps": state.step, "epochs": state.step * part.batch_size * part.accumulate / len(session.examples),
         "trainable_parameters": learnable, "parameters": parameters, "labels": state.labels,

@@ -14,7 +14,7 @@ from typing import Any
 
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.errors import Diverged, HermitcrabError, UsageError
-from hermitcrab.evaluate.metrics import LOWER_IS_BETTER
+from hermitcrab.evaluate.metrics import lower_is_better
 from hermitcrab.progress import say, warn
 from hermitcrab.recipe import Evaluate, Part, Recipe, Train, Tune
 from hermitcrab.stages import Job, Stage, train, validate
@@ -189,6 +189,7 @@ class Search:
         facts["energy"] = {
             "joules": None if method else sum(joules),
             "method": method or "the sum of the trials besides the chosen training",
+            **({"estimated": True} if not method and any(f["energy"].get("estimated") for f in others) else {}),
         }
 
 
@@ -200,7 +201,7 @@ def kept_loss(told: Mapping[str, Any], best: bool) -> float | None:
 
 def falls(metric: str) -> bool:
     """Whether less of it is better."""
-    return metric == "loss" or metric in LOWER_IS_BETTER
+    return metric == "loss" or lower_is_better(metric)
 
 
 def best_of(trials: list[dict[str, Any]], metric: str) -> int | None:

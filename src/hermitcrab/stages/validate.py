@@ -8,7 +8,7 @@ from __future__ import annotations
 from hermitcrab.evaluate.asking import ask, derived_start, load
 from hermitcrab.recipe import Evaluate, Part, Recipe, Train
 from hermitcrab.stages import Job, Stage
-from hermitcrab.tasks import load_task
+from hermitcrab.tasks import load_task, metrics_asked
 
 
 class ValidateSlice(Part):
@@ -35,7 +35,7 @@ def run(job: Job) -> None:
     told = table.schema.metadata or {}
     labels = load_task(job.part.task).labels(part, trained.read("training.json")["fitted"])
     metrics = measure(
-        table, part.metrics, labels, model="derived", split="validation",
+        table, metrics_asked(load_task(job.part.task), part), labels, model="derived", split="validation",
         prompt_digest=told.get(b"prompt_digest", b"").decode() or None,
         confidence=part.confidence, resamples=part.resamples, seed=part.seed,
     )  # fmt: skip

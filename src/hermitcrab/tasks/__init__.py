@@ -1,289 +1,91 @@
 """A task is what a row is, which model, which loss, how to predict. One file each; nothing else knows a word of it.
 
+Most are short, on top of `base.BaseTask` or `classifier.Classifier` (docs/adding-a-task.md). Another distribution brings one by an
+entry point of the group `hermitcrab.tasks`.
+
 A task's module imports torch where it is used, so that a recipe can be checked without it.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
-from hermitcrab.errors import UsageError, did_you_mean
+from hermitcrab.data.tables import register_format
+from hermitcrab.digest import digest_file, digest_json
+from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
+from hermitcrab.tasks.protocol import Asking, Examples, Loss, Start, Task, Work
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
-
-    from hermitcrab.data.ledger import Ledger
     from hermitcrab.recipe import Evaluate, Recipe, Train
 
+__all__ = [
+    "GROUP", "TASKS", "Asking", "Examples", "Loss", "Start", "Task", "Work", "check_recipe", "known", "load_task", "make_task",
+    "metrics_asked", "misnamed", "outside_code", "own_metrics", "task_that_opens",
+]  # fmt: skip
+
+GROUP = "hermitcrab.tasks"  # of entry points
 TASKS = {
     "image-classification": "hermitcrab.tasks.image_classification:ImageClassification",
+    "recommendation": "hermitcrab.tasks.recommendation:Recommendation",
+    "tabular-classification": "hermitcrab.tasks.tabular_classification:TabularClassification",
+    "tabular-regression": "hermitcrab.tasks.tabular_regression:TabularRegression",
+    "text-classification": "hermitcrab.tasks.text_classification:TextClassification",
     "text-generation": "hermitcrab.tasks.text_generation:TextGeneration",
+    "time-series-forecasting": "hermitcrab.tasks.time_series_forecasting:TimeSeriesForecasting",
 }
 
 
-@dataclass
-class Loss:
-    """A sum and a count, so that accumulation, several processes and ragged last batches are exact."""
+def known() -> dict[str, str]:
+    """Every task with the place of its class: ours, and those that other distributions bring (entry points `hermitcrab.tasks`)."""
+    from importlib.metadata import entry_points
 
-    sum: torch.Tensor
-    count: int
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a model comes from: the record of a base (`base.json`), the place of its files, what was fitted on training rows."""
-
-    base: dict[str, Any]
-    path: Path
-    seed: int | None = None  # initial weights, for `scratch`
-    fitted: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a row costs, for estimates.
-
-    Attributes:
-        parameters: of the model; `working`: those of them that take part in matrix products.
-        tokens: positions that a row comes to; `asked`: when it is asked; `tokens_a_training_row`: of what a batch counts.
-        activation_bytes: of one micro-batch in training.
-    """
-
-    parameters: float
-    working: float
-    tokens: float
-    asked: float
-    tokens_a_training_row: float
-    activation_bytes: float
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How a package is asked by `predict`: what it chooses from, whether it goes on with texts, how long an answer may be."""
-
-    choices: list[str]
-    plain_text: bool
-    max_new_tokens: int
-
-
-class Examples(Protocol):
-    """Everything trained on, ready to be cut into batches by row number."""
-
-    def __len__(self) -> int: ...
-    def row_ids(self, rows: Any) -> list[str]: ...
-
-
-class Task(Protocol):
-    """What the stages and the loop call, and nothing else."""
-
-    name: ClassVar[str]
-    formats: ClassVar[tuple[str, ...]]
-    """Of the rows that it takes, as `data.tables.FORMATS` names them."""
-    kind: ClassVar[str]
-    """Of its models, as transformers' mappings say it (`MODEL_FOR_…_MAPPING`)."""
-    reads_text: ClassVar[bool]
-    """Its models have a tokenizer."""
-    opens_from: ClassVar[str]
-    """What `opens` looks for, in words."""
-    ignored: ClassVar[tuple[str, ...]]
-    """Keys of a recipe that mean nothing to it: set, they are refused."""
-    baselines: ClassVar[tuple[str, ...]]
-    compresses: ClassVar[tuple[str, ...]]
-    """Keys of `compress` that it can do."""
-    exports: ClassVar[tuple[str, ...]]
-    """Formats that its models can be exported to (`exporting.TARGETS`)."""
-    metrics: ClassVar[tuple[str, ...]]
-    counts: ClassVar[str]
-    """What the ledger of examples counts."""
-
-    # Without a model: what can be told of a recipe and of rows.
-
-    @classmethod
-    def check(cls, recipe: Recipe) -> None:
-        """Refuse (UsageError) what could never be right, before anything is fetched."""
-        ...
-
-    @classmethod
-    def check_rows(cls, part: Evaluate, splits: Mapping[str, pa.Table]) -> None:
-        """Refuse (HermitcrabError) what the rows rule out, before the training that would have been in vain."""
-        ...
-
-    @classmethod
-    def shots(cls, part: Evaluate, train: pa.Table) -> pa.Table:
-        """`evaluate.few_shot` training rows to show in a prompt (HermitcrabError: there are not so many)."""
-        ...
-
-    @classmethod
-    def fit(cls, rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
-        """What is learnt from training rows before any weight is, or brought by the base at `path`: labels, sizes, means. JSON."""
-        ...
-
-    @classmethod
-    def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
-        """Refuse (HermitcrabError) what `fit` could not have made: a record may be a stranger's."""
-        ...
-
-    @classmethod
-    def opens(cls, path: Path) -> dict[str, Any] | None:
-        """What was `fitted`, of a model of this task that is no package; None where `path` holds none. Only its small files are
-        read (HermitcrabError: one of them says what this task does not do)."""
-        ...
-
-    @classmethod
-    def read_inputs(cls, words: Sequence[str], column: str) -> list[Any]:
-        """What a user names as inputs on a command line (UsageError, HermitcrabError)."""
-        ...
-
-    @classmethod
-    def labels(cls, part: Evaluate, fitted: dict[str, Any]) -> list[str]:
-        """The answers that there are; empty where answers are free."""
-        ...
-
-    @classmethod
-    def deciding(cls, part: Evaluate, format: str) -> str | None:
-        """The metric that decides, where the smallest difference that it could show can be told beforehand."""
-        ...
-
-    @classmethod
-    def texts(cls, rows: pa.Table) -> list[str]:
-        """What each row asks, as text: what contamination looks for."""
-        ...
-
-    @classmethod
-    def answers(cls, rows: pa.Table) -> list[str]:
-        """What each row's answer is."""
-        ...
-
-    @classmethod
-    def features(cls, rows: pa.Table) -> Any:
-        """What the baselines learn from: texts, or float32 [N, D]."""
-        ...
-
-    @classmethod
-    def work(cls, recipe: Recipe, base: dict[str, Any], rows: Mapping[str, float], test: Path | None) -> Work:
-        """What a row costs, from `base.json` (or its `parameters` and `shape`) and from the rows' number and `row_bytes`. `test` is
-        the table of test rows, where there is one yet."""
-        ...
-
-    # With a model.
-
-    start: Start
-
-    def __init__(self, start: Start, train: Train): ...
-
-    def told(self) -> dict[str, Any]:
-        """What training.json says of how rows became inputs."""
-        ...
-
-    def model(self, dtype: torch.dtype) -> torch.nn.Module:
-        """The model to start from, in `dtype`."""
-        ...
-
-    def attach(self, model: torch.nn.Module) -> None:
-        """Whatever the loss needs of the model's insides."""
-        ...
-
-    def compiled(self, model: torch.nn.Module) -> list[torch.nn.Module]:
-        """The parts that torch.compile is worth being asked for."""
-        ...
-
-    def save(self, model: torch.nn.Module, folder: Path) -> None:
-        """The model with all that another library needs to load it."""
-        ...
-
-    def reload(self, folder: Path) -> torch.nn.Module:
-        """What `save` left, as that library loads it, in float32."""
-        ...
-
-    def examples(self, rows: pa.Table, ledger: Ledger) -> tuple[Examples, dict[str, Any]]:
-        """Rows as trained on, and what the ledger should say besides its counts."""
-        ...
-
-    def summary(self, entry: Mapping[str, Any]) -> str:
-        """A ledger of `examples` in words."""
-        ...
-
-    def positions(self) -> int:
-        """Positions that the model computes for a row of examples."""
-        ...
-
-    def product(self) -> tuple[int, int, int]:
-        """The matrix product that training spends itself on: rows, and the widths that a layer takes and gives."""
-        ...
-
-    def batch(self, examples: Any, rows: np.ndarray) -> Any:
-        """Those rows as tensors."""
-        ...
-
-    def idle(self, batch: Any) -> Any:
-        """A batch of the same shape from which nothing is learnt: what a process runs when it has none left."""
-        ...
-
-    def count(self, batch: Any) -> int:
-        """What the loss of this batch will count."""
-        ...
-
-    def decisions(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of what the loss of a batch counts, row after row, and their labels: [N, V] and int64 [N], `IGNORE` where nothing
-        is learnt."""
-        ...
-
-    def cost(self, logits_NV: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
-        """The sum of the loss over decisions."""
-        ...
-
-    def loss(self, model: torch.nn.Module, batch: Any) -> Loss:
-        """The cost of a batch's decisions, and their count."""
-        ...
-
-    def probes(self) -> list[Any]:
-        """Fixed inputs, none of anybody's data, on which a merged or compressed model is compared. JSON."""
-        ...
-
-    def probe_logits(self, model: torch.nn.Module, probes: list[Any]) -> torch.Tensor:
-        """Logits (float32) of every decision that the probes ask for: [N, V]."""
-        ...
-
-    def pace(self, model: torch.nn.Module) -> tuple[int, str]:
-        """A fixed piece of work, as a user would ask for it one at a time: how many units it came to, and of what (`tokens`)."""
-        ...
-
-    def inputs(self, rows: pa.Table) -> dict[str, Any]:
-        """What a model is given for these rows, and for a few awkward inputs of our own, each with a name: the same model in
-        another format must be given the same."""
-        ...
-
-    def asked(self, rows: pa.Table, part: Evaluate) -> str:
-        """The digest of what `predict` asks of these rows, without asking it."""
-        ...
-
-    def predict(self, model: torch.nn.Module, rows: pa.Table, part: Evaluate, shots: pa.Table | None = None,
-                batch_size: int | None = None) -> pa.Table:  # fmt: skip
-        """Answers: `row_id, reference, prediction, score` and what else is known of each row."""
-        ...
-
-    def answer(self, model: torch.nn.Module, inputs: list[Any], part: Asking) -> list[dict[str, Any]]:
-        """`{input, prediction, score}` and what else is known of each of `read_inputs`, as `predict` would answer a row."""
-        ...
+    return {**{entry.name: entry.value for entry in entry_points(group=GROUP)}, **TASKS}
 
 
 def load_task(name: str) -> Any:
-    """The class of a task, by its Hugging Face pipeline name."""
-    if name not in TASKS:
-        raise UsageError(f"no task is named `{name}`{did_you_mean(name, TASKS)}")
-    module, _, attribute = TASKS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    """The class of a task, by its Hugging Face pipeline name. The row formats that it brings are known from here on.
+
+    Raises:
+        UsageError: there is none of that name.
+        HermitcrabError: one that another distribution brings cannot be imported, or is no task.
+    """
+    places = TASKS if name in TASKS else known()
+    if name not in places:
+        raise UsageError(f"no task is named `{name}`{did_you_mean(name, places)}")
+    module, _, attribute = places[name].partition(":")
+    try:
+        task = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise HermitcrabError(f"the task {name} ({places[name]}) cannot be imported: {error}") from error
+    if getattr(task, "name", None) != name:
+        raise HermitcrabError(f"the task {name} ({places[name]}): its class is named {getattr(task, 'name', None)!r}")
+    for form, columns in task.own_formats.items():
+        register_format(form, columns)
+    return task
+
+
+def outside_code(name: str) -> str | None:
+    """The digest of the code of a task that another distribution brings: it decides what stages leave, and is in their keys."""
+    if name in TASKS:
+        return None
+    file = Path(sys.modules[load_task(name).__module__].__file__ or "")
+    top = file.parent if file.name == "__init__.py" or (file.parent / "__init__.py").is_file() else file
+    found = sorted(top.rglob("*.py")) if top.is_dir() else [top]
+    return digest_json({path.relative_to(top.parent).as_posix(): digest_file(path) for path in found})
+
+
+def own_metrics() -> dict[str, Any]:
+    """Every metric that a task brings, by name."""
+    return {metric.name: metric for name in known() for metric in load_task(name).own_metrics}
 
 
 def task_that_opens(path: Path) -> tuple[Any, dict[str, Any]] | None:
     """The class of the first task whose model lies at `path`, and what was fitted."""
-    for name in TASKS:
+    for name in known():
         task = load_task(name)
         if (fitted := task.opens(path)) is not None:
             return task, fitted
@@ -294,6 +96,33 @@ def make_task(name: str, start: Start, train: Train) -> Task:
     return load_task(name)(start, train)
 
 
+def metrics_asked(task: Any, part: Evaluate) -> list[str]:
+    """What a recipe asks to be measured: its metrics, or all that the task has; the deciding one first."""
+    return list(part.metrics or task.metrics)
+
+
+def misnamed(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Names in a recipe that its task does not know: the path of the key, and a sentence."""
+    if recipe.task not in known():
+        return  # told where the task is loaded
+    task = load_task(recipe.task)
+    lists: list[tuple[tuple[str, ...], Sequence[str], Sequence[str], str]] = [
+        (("evaluate", "metrics"), recipe.evaluate.metrics, task.metrics, "metric"),
+        (("evaluate", "baselines"), recipe.evaluate.baselines, task.baselines, "baseline"),
+    ]
+    if recipe.tune is not None and recipe.tune.metric != "loss":
+        lists.append((("tune", "metric"), [recipe.tune.metric], task.metrics, "metric"))
+    for path, given, able, what in lists:
+        if odd := next((name for name in given if name not in able), None):
+            yield path, f"{'.'.join(path)}: {task.name} has no {what} `{odd}`{did_you_mean(odd, able)}"
+    for split in ("train", "validation", "test"):
+        for source in getattr(recipe.data, split):
+            if source.format not in task.formats:
+                near = did_you_mean(source.format, task.formats)
+                told = f"data.{split}.format: {task.name} takes rows of format {' or '.join(task.formats)}{near}"
+                yield ("data", split, "format"), f"{told}. Received: {source.format}"
+
+
 def check_recipe(recipe: Recipe) -> None:
     """What a recipe asks of its task that the task cannot do.
 
@@ -301,10 +130,8 @@ def check_recipe(recipe: Recipe) -> None:
         UsageError: with the key, what was received, and what is expected.
     """
     task = load_task(recipe.task)
-    if (form := recipe.data.train[0].format) not in task.formats:
-        raise UsageError(
-            f"data.train.format: {task.name} takes rows of format {' or '.join(task.formats)}. Received: {form}"
-        )
+    for _, told in misnamed(recipe):
+        raise UsageError(told)
     for key in task.ignored:
         part: Any = recipe
         *parents, last = key.split(".")
@@ -314,15 +141,12 @@ def check_recipe(recipe: Recipe) -> None:
             call_default_factory=True
         ):
             raise UsageError(f"{key}: means nothing to {task.name}; leave it out. Received: {getattr(part, last)}")
-    for name in recipe.evaluate.baselines:
-        if name not in task.baselines:
-            raise UsageError(f"evaluate.baselines: {task.name} has no `{name}`{did_you_mean(name, task.baselines)}")
     for key in ("gguf", "openvino", "onnx", "prune", "distill"):
         if getattr(recipe.compress, key) and key not in task.compresses:
             able = ", ".join(task.compresses) or "nothing so far"
             raise UsageError(f"compress.{key}: {task.name} can be compressed to: {able}")
-    if not set(recipe.evaluate.metrics) & set(task.metrics):
+    if recipe.cluster.processes > 1 and task.why_not_split:
         raise UsageError(
-            f"evaluate.metrics: expected one of: {', '.join(task.metrics)}. Received: {recipe.evaluate.metrics}"
+            f"cluster.processes: {task.name} trains in one process ({task.why_not_split}). Received: {recipe.cluster.processes}"
         )
     task.check(recipe)

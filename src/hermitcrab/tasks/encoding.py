@@ -18,6 +18,7 @@ from hermitcrab.data.packing import Document
 from hermitcrab.digest import digest_bytes, digest_json
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.models.load import load_text
+from hermitcrab.models.tokenizer import TextTokenizer
 
 Message = dict[str, str]
 
@@ -102,13 +103,14 @@ class Encoder:
         return Document(row["row_id"], np.asarray(ids, np.int32), np.asarray(learn, bool))
 
 
-def load_encoder(base: dict[str, Any], path: Path, template: str) -> Encoder:
-    """The encoder of a base. `template`: `chat`, `none`, or `auto` (chat where the base has one).
+def load_encoder(base: dict[str, Any], path: Path, template: str, text: TextTokenizer | None = None) -> Encoder:
+    """The encoder of a base. `template`: `chat`, `none`, or `auto` (chat where the base has one). `text`: its tokenizer, where it
+    was read already.
 
     Raises:
         HermitcrabError: the base has no token that ends an answer, or no template where one is asked for.
     """
-    text = load_text(base, path)
+    text = text or load_text(base, path)
     eos, pad = text.id("eos_token"), text.id("pad_token")
     if eos is None:
         raise HermitcrabError(f"{base['name']}: its tokenizer names no eos_token, so no answer could end")

@@ -21,21 +21,21 @@ import numpy as np
 
 from hermitcrab.data.images import decode, resized
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.packing import IGNORE
-from hermitcrab.data.tables import question
 from hermitcrab.digest import digest_json
-from hermitcrab.errors import HermitcrabError, UsageError
-from hermitcrab.models.load import init_model, load_model, quiet
+from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Recipe, Train
 from hermitcrab.store import write_json
-from hermitcrab.tasks import Asking, Loss, Start, Work, fitting
+from hermitcrab.tasks import Asking, Start, Work, fitting
+from hermitcrab.tasks.classifier import Classifier
 from hermitcrab.tasks.inputs import images
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
     from torch import nn
+
+    from hermitcrab.tasks.explained import Question
 
 PROBES = 64
 PACE = 4  # times that they are answered one by one to see how fast a model is
@@ -60,50 +60,18 @@ class ImageExamples:
         return [self.names[int(row)] for row in rows]
 
 
-class ImageClassification:
+class ImageClassification(Classifier):
     name = "image-classification"
     formats = ("image-label",)
     kind = "IMAGE_CLASSIFICATION"
-    reads_text = False
+    served = True
     opens_from = (
         "config.json with id2label and num_channels, and preprocessor_config.json with image_mean, image_std and a size of "
         "height and width"
     )
-    ignored = (
-        "report.show_text", "train.sequence_length", "train.truncate", "train.template", "train.attention", "train.lora",
-        "evaluate.choices", "evaluate.few_shot", "evaluate.calibrate", "evaluate.max_new_tokens", "evaluate.sequence_length",
-    )  # fmt: skip
     baselines = ("majority", "logistic-regression")
     compresses = ("onnx", "prune", "distill")
     exports = ("safetensors", "onnx", "openvino")
-    metrics = ("accuracy", "precision", "recall", "f1")
-    counts = "rows"
-
-    @classmethod
-    def check(cls, recipe: Recipe) -> None:
-        if recipe.train.method != "full":
-            raise UsageError(
-                f"train.method: {cls.name} trains all weights; set `method: full`. Received: {recipe.train.method}"
-            )
-
-    @classmethod
-    def check_rows(cls, part: Evaluate, splits: Mapping[str, pa.Table]) -> None:
-        known = set(cls.answers(splits["train"]))
-        if len(known) < fitting.FEWEST_LABELS:
-            raise HermitcrabError(
-                f"training rows have {len(known)} label{'s' * (len(known) != 1)} ({', '.join(sorted(known))}); "
-                f"expected at least {fitting.FEWEST_LABELS} to tell apart"
-            )
-        for name in ("validation", "test"):
-            if unseen := sorted(set(cls.answers(splits[name])) - known):
-                raise HermitcrabError(
-                    f"{name} rows have labels that no training row has: {', '.join(unseen[:5])} ({len(unseen)} of them); "
-                    f"the model could never give them. Training labels: {', '.join(sorted(known)[:20])}"
-                )
-
-    @classmethod
-    def shots(cls, part: Evaluate, train: pa.Table) -> pa.Table:
-        raise UsageError(f"evaluate.few_shot: means nothing to {cls.name}")
 
     @classmethod
     def fit(cls, rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -131,23 +99,6 @@ class ImageClassification:
     @classmethod
     def read_inputs(cls, words: Sequence[str], column: str) -> list[tuple[str, bytes]]:
         return images(words)
-
-    @classmethod
-    def labels(cls, part: Evaluate, fitted: dict[str, Any]) -> list[str]:
-        return fitted["labels"]
-
-    @classmethod
-    def deciding(cls, part: Evaluate, format: str) -> str | None:
-        return next((name for name in part.metrics if name in cls.metrics), None)
-
-    @classmethod
-    def texts(cls, rows: pa.Table) -> list[str]:
-        """Each image by its digest: copies are found, near copies are not."""
-        return [question("image-label", row) for row in rows.select(["image"]).to_pylist()]
-
-    @classmethod
-    def answers(cls, rows: pa.Table) -> list[str]:
-        return rows["label"].to_pylist()
 
     @classmethod
     def features(cls, rows: pa.Table) -> np.ndarray:
@@ -178,8 +129,7 @@ class ImageClassification:
         return Work(parameters, parameters, 1, 1, 1, held + 16.0 * recipe.train.batch_size * sum(sizes))
 
     def __init__(self, start: Start, train: Train):
-        self.start, self.part, self.fitted = start, train, start.fitted
-        self.index = {label: i for i, label in enumerate(self.fitted["labels"])}
+        super().__init__(start, train)
         import torch
 
         mean_C, std_C = torch.tensor(self.fitted["mean"]), torch.tensor(self.fitted["std"])
@@ -189,41 +139,20 @@ class ImageClassification:
     def told(self) -> dict[str, Any]:
         return {"preprocessing_digest": digest_json({k: self.fitted[k] for k in ("image", "mean", "std")})}
 
-    def model(self, dtype: torch.dtype) -> nn.Module:
+    def configured(self) -> dict[str, Any]:
         height, width, channels = self.fitted["image"]
-        config: dict[str, Any] = {
-            "image_size": [height, width] if self.start.base["model_type"] == "mlp" or height != width else height,
-            "num_channels": channels,
-            "id2label": dict(enumerate(self.fitted["labels"])),
-            "label2id": self.index,
-        }
-        if self.start.base["kind"] == "scratch":
-            return init_model(self.start.base, self.start.path, self.start.seed or 0, self.kind, config).to(dtype)
-        return load_model(self.start.base, self.start.path, dtype, self.kind, config)
-
-    def attach(self, model: nn.Module) -> None:
-        pass
-
-    def compiled(self, model: nn.Module) -> list[nn.Module]:
-        return [model]
+        square = self.start.base["model_type"] != "mlp" and height == width
+        return {**super().configured(), "image_size": height if square else [height, width], "num_channels": channels}
 
     def save(self, model: Any, folder: Path) -> None:
         """Weights and config.json, and preprocessor_config.json in the words of transformers' image processors."""
         height, width, _ = self.fitted["image"]
-        with quiet():
-            model.save_pretrained(folder)
+        super().save(model, folder)
         write_json(folder / "preprocessor_config.json", {
             "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": height, "width": width},
             "do_rescale": True, "rescale_factor": 1 / 255,
             "do_normalize": True, "image_mean": self.fitted["mean"], "image_std": self.fitted["std"],
         })  # fmt: skip
-
-    def reload(self, folder: Path) -> nn.Module:
-        import torch
-        from transformers import AutoModelForImageClassification
-
-        with quiet():
-            return AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
 
     def examples(self, rows: pa.Table, ledger: Ledger) -> tuple[ImageExamples, dict[str, Any]]:
         """Every row, decoded once."""
@@ -243,16 +172,6 @@ class ImageClassification:
             "labels": counts,
         }
 
-    def summary(self, entry: Mapping[str, Any]) -> str:
-        fewest = min(entry["labels"], key=entry["labels"].__getitem__)
-        return (
-            f"{entry['name']}: {entry['learnt']:,} of {entry['taken']:,} images, {len(entry['labels'])} labels; "
-            f"the rarest, {fewest}, has {entry['labels'][fewest]:,}"
-        )
-
-    def positions(self) -> int:
-        return 1
-
     def product(self) -> tuple[int, int, int]:
         """The first layer of an mlp; for convolutions and patches, as for a decoder."""
         hidden = self.start.base.get("configuration", {}).get("hidden_sizes")
@@ -271,11 +190,6 @@ class ImageClassification:
         flat = torch.index_select(examples.flat, 0, which_B).view(-1, *examples.shape)
         return Batch(self.scaled(flat), torch.index_select(examples.label_N, 0, which_B), len(rows))
 
-    def idle(self, batch: Batch) -> Batch:
-        import torch
-
-        return Batch(batch.pixels_BCHW, torch.full_like(batch.label_B, IGNORE), 0)
-
     def count(self, batch: Batch) -> int:
         return batch.count
 
@@ -285,26 +199,11 @@ class ImageClassification:
         logits_BK = model(batch.pixels_BCHW.to(self.device), return_dict=False)[0].float()
         return logits_BK, batch.label_B.to(self.device)
 
-    def cost(self, logits_BK: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy (nats), or the squared distance of the probabilities from the one-hot label (Brier 1950,
-        doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2)."""
-        import torch.nn.functional as F
-
-        if self.part.loss == "cross-entropy":
-            return F.cross_entropy(logits_BK, label_B, ignore_index=IGNORE, reduction="sum")
-        known_B = label_B != IGNORE
-        truth_BK = F.one_hot(label_B.clamp(min=0), logits_BK.shape[1])
-        squares_B = (logits_BK.softmax(-1) - truth_BK).square().sum(-1)
-        return (squares_B * known_B).sum()
-
-    def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        return Loss(self.cost(*self.decisions(model, batch)), batch.count)
-
     def probes(self) -> list[Any]:
-        """Names of patterns that `probe_logits` draws: waves of many directions and lengths, no image of anybody's."""
+        """Names of patterns that `probe_outputs` draws: waves of many directions and lengths, no image of anybody's."""
         return [["wave", i] for i in range(PROBES)]
 
-    def probe_logits(self, model: nn.Module, probes: list[Any]) -> torch.Tensor:
+    def probe_outputs(self, model: nn.Module, probes: list[Any]) -> torch.Tensor:
         """Logits (float32) for each pattern: [N, K]."""
         import torch
 
@@ -319,15 +218,8 @@ class ImageClassification:
         """The probes, one after the other, a few times over."""
         probes = self.probes()
         for probe in probes * PACE:
-            self.probe_logits(model, [probe])
+            self.probe_outputs(model, [probe])
         return len(probes) * PACE, "images"
-
-    def inputs(self, rows: pa.Table) -> dict[str, Any]:
-        return {f"row {row}": text for row, text in zip(rows["row_id"].to_pylist(), self.texts(rows), strict=True)}
-
-    def asked(self, rows: pa.Table, part: Evaluate) -> str:
-        """The digest of every image in order, and of how it is prepared."""
-        return digest_json({"images": self.texts(rows), **self.told()})
 
     def predict(self, model: nn.Module, rows: pa.Table, part: Evaluate, shots: pa.Table | None = None,
                 batch_size: int | None = None) -> pa.Table:  # fmt: skip
@@ -363,6 +255,18 @@ class ImageClassification:
         that was not as those that the model learnt from."""
         pixels_NHWC, changed = self.as_learnt(self.fitted, inputs)
         return self.told_of(self.fitted, inputs, changed, self.log_probabilities(model, pixels_NHWC, 64))
+
+    def question(self, model: nn.Module, one: tuple[str, bytes], part: Asking) -> Question:
+        """What an explanation of the label of one image asks."""
+        import torch
+
+        from hermitcrab.tasks.explained import of_image
+
+        model.eval()
+        pixels_NHWC, _ = self.as_learnt(self.fitted, [one])
+        pixels_CHW = torch.from_numpy(np.ascontiguousarray(pixels_NHWC[0].transpose(2, 0, 1)))
+        scaled_CHW = self.scaled(pixels_CHW).to(next(model.parameters()).dtype)
+        return of_image(model, scaled_CHW, pixels_NHWC[0], self.fitted["labels"])
 
     @classmethod
     def answer_by(

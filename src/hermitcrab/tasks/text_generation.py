@@ -22,10 +22,11 @@ from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.packing import IGNORE, Document, Packed, pack
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.models.formats import is_gguf
-from hermitcrab.models.load import init_model, load_model, quiet, save_tokenizer
+from hermitcrab.models.load import quiet, save_tokenizer
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Recipe, Train
-from hermitcrab.tasks import Asking, Loss, Start, Work
+from hermitcrab.tasks import Asking, Loss, Start, Work, metrics_asked
+from hermitcrab.tasks.base import SENTENCES, BaseTask
 from hermitcrab.tasks.encoding import Encoder, conversation, load_encoder
 from hermitcrab.tasks.inputs import texts
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
     from torch import nn
+
+    from hermitcrab.tasks.explained import Question
 
 TYPICAL = {
     "hidden_size": 768,
@@ -43,18 +46,6 @@ TYPICAL = {
 }
 PACE = 48  # tokens that are generated to see how fast a model is
 TOKEN_BYTES = 4.0  # of text, for English; fewer for Chinese, so times for it are lower bounds
-
-# What a merge or a compression is compared on: sentences of our own, so that no row of anybody's data enters a package.
-PROBES = (
-    "The ferry leaves the harbor at six, and by seven the mountains are out of sight.",
-    "def area(width, height):\n    return width * height",
-    "I had expected more from this film: the story is thin, but the two leads carry it well.",
-    "Water boils at a lower temperature on a mountain because the air pressure there is lower.",
-    "Please send the signed contract back to us before Friday, together with a copy of the invoice.",
-    "寄居蟹住在别的动物留下的壳里，没有谁会因此责怪它。",
-    "If 3 apples cost 2 dollars, then 12 apples cost 8 dollars.",
-    "El tren de las nueve llegó tarde otra vez y nadie en el andén parecía sorprendido.",
-)
 
 # Where tokenizers differ: digits, apostrophes, runs of spaces and line ends, marks and scripts of all kinds, special tokens.
 AWKWARD = (
@@ -98,11 +89,11 @@ class HeadWhereLabeled:
         return (hidden_BLD[self.wanted].unsqueeze(0), *rest)
 
 
-class TextGeneration:
+class TextGeneration(BaseTask):
     name = "text-generation"
     formats = ("prompt-completion", "messages", "text")
     kind = "CAUSAL_LM"
-    reads_text = True
+    reads_text = prompted = distributions = noisy = served = True
     opens_from = "a tokenizer.json beside the weights, or a GGUF file"
     ignored = ()
     baselines = ("majority", "tfidf-logreg")
@@ -121,7 +112,7 @@ class TextGeneration:
         if form == "text" and part.choices:
             raise UsageError("evaluate.choices needs rows that ask something; data.train.format is `text`")
         fit = ("perplexity", "bits_per_byte", *(() if form == "text" else ("exact_match",)))
-        if not part.choices and not set(part.metrics) & set(fit):
+        if not part.choices and part.metrics and not set(part.metrics) & set(fit):
             raise UsageError(
                 f"evaluate.metrics: without choices expected one of: {', '.join(fit)}. Received: {part.metrics}"
             )
@@ -158,14 +149,6 @@ class TextGeneration:
         return rows.take(turns[: part.few_shot])
 
     @classmethod
-    def fit(cls, rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
-        return {}
-
-    @classmethod
-    def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
-        pass
-
-    @classmethod
     def opens(cls, path: Path) -> dict[str, Any] | None:
         if path.is_dir():
             return {} if (path / "tokenizer.json").exists() or any(path.glob("*.gguf")) else None
@@ -183,7 +166,7 @@ class TextGeneration:
     def deciding(cls, part: Evaluate, format: str) -> str | None:
         if format == "text":
             return None
-        return part.metrics[0] if part.choices else "exact_match"
+        return metrics_asked(cls, part)[0] if part.choices else "exact_match"
 
     @classmethod
     def texts(cls, rows: pa.Table) -> list[str]:
@@ -197,10 +180,6 @@ class TextGeneration:
     @classmethod
     def answers(cls, rows: pa.Table) -> list[str]:
         return ["" if "text" in row else conversation(row)[-1]["content"] for row in rows.to_pylist()]
-
-    @classmethod
-    def features(cls, rows: pa.Table) -> list[str]:
-        return cls.texts(rows)
 
     @classmethod
     def work(cls, recipe: Recipe, base: dict[str, Any], rows: Mapping[str, float], test: Path | None) -> Work:
@@ -221,17 +200,12 @@ class TextGeneration:
         return Work(parameters, working, tokens, asked, length, activations)
 
     def __init__(self, start: Start, train: Train):
-        self.start, self.part = start, train
+        super().__init__(start, train)
         self.encoder: Encoder = load_encoder(start.base, start.path, train.template)
         self.head = HeadWhereLabeled()
 
     def told(self) -> dict[str, Any]:
         return {"template_digest": self.encoder.template_digest}
-
-    def model(self, dtype: torch.dtype) -> nn.Module:
-        if self.start.base["kind"] == "scratch":
-            return init_model(self.start.base, self.start.path, self.start.seed or 0).to(dtype)
-        return load_model(self.start.base, self.start.path, dtype)
 
     def attach(self, model: nn.Module) -> None:
         """Have the head computed only where a label is."""
@@ -243,16 +217,8 @@ class TextGeneration:
         return list(model.get_decoder().layers)
 
     def save(self, model: Any, folder: Path) -> None:
-        with quiet():
-            model.save_pretrained(folder)
+        super().save(model, folder)
         save_tokenizer(self.start.base, self.start.path, folder)
-
-    def reload(self, folder: Path) -> nn.Module:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with quiet():
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
     def documents(self, rows: pa.Table) -> list[Document]:
         found = []
@@ -333,11 +299,6 @@ class TextGeneration:
             torch.from_numpy(packed.positions_RL[rows].astype(np.int64)),
         )
 
-    def idle(self, batch: Batch) -> Batch:
-        import torch
-
-        return Batch(batch.ids_BL, torch.full_like(batch.labels_BL, IGNORE), batch.positions_BL)
-
     def count(self, batch: Batch) -> int:
         return int((batch.labels_BL != IGNORE).sum())
 
@@ -371,9 +332,9 @@ class TextGeneration:
 
     def probes(self) -> list[list[int]]:
         """Token ids that merged and compressed models are compared on."""
-        return [self.encoder.prompt([{"role": "user", "content": text}]) for text in PROBES]
+        return [self.encoder.prompt([{"role": "user", "content": text}]) for text in SENTENCES]
 
-    def probe_logits(self, model: nn.Module, probes: list[list[int]]) -> torch.Tensor:
+    def probe_outputs(self, model: nn.Module, probes: list[list[int]]) -> torch.Tensor:
         """Logits (float32) at every position of every probe: [N, V]."""
         import torch
 
@@ -427,6 +388,12 @@ class TextGeneration:
         from hermitcrab.tasks.answers import answer_texts
 
         return answer_texts(self.encoder, model, inputs, part)
+
+    def question(self, model: nn.Module, one: str, part: Asking) -> Question:
+        """What an explanation of the answer to one text asks."""
+        from hermitcrab.tasks.explained import of_prompt
+
+        return of_prompt(self.encoder, model, one, part)
 
 
 def _shared(path: Path) -> int:

@@ -27,6 +27,12 @@ from hermitcrab.train.adapters import learnt
 KEEP = 2
 
 
+def kept(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: parameters that learn, and what a model counts as it goes (means and spreads of batches)."""
+    saved = model.state_dict(keep_vars=True)
+    return {**learnt(model), **{name: b.detach() for name, b in model.named_buffers() if name in saved}}
+
+
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """A checkpoint of `state["step"]` below `folder`; older ones but the last go."""
     final = folder / f"step-{state['step']:08d}"
@@ -34,7 +40,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
     with disk_errors("cannot write a checkpoint to"):
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_file(_contiguous(learnt(model)), beside / "learnt.safetensors")
+        save_file(_contiguous(kept(model)), beside / "learnt.safetensors")
         save_file(_optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
         write_json(beside / "state.json", state)
         sync_tree(beside)
@@ -76,7 +82,7 @@ def save_learnt(path: Path, model: nn.Module) -> None:
     """What training changes, as one file: written beside, fsynced, renamed."""
     beside = path.with_name(f".{path.name}")
     with disk_errors("cannot write the best weights to"):
-        save_file(_contiguous(learnt(model)), beside)
+        save_file(_contiguous(kept(model)), beside)
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -89,7 +95,7 @@ def load_learnt(path: Path, model: nn.Module) -> None:
 
 
 def put(tensors: dict[str, torch.Tensor], model: nn.Module, path: Path) -> None:
-    here = learnt(model)
+    here = kept(model)
     if tensors.keys() != here.keys():
         odd = sorted(tensors.keys() ^ here.keys())
         raise HermitcrabError(

@@ -194,8 +194,10 @@ class Fit:
         part, ranks = self.part, self.ranks
         rows = step_rows(len(self.examples), self.plan.rows_per_step, step, part.seed)
         shares = ranks.shares(rows, part.batch_size)
-        batches = [self._batch(rows, share) for share in shares]
-        total = int(ranks.sum(sum(self.task.count(b) for b in batches))[0])
+        # Where other ranks have one more, the first row is run for nothing: gradients of all are summed together.
+        batches = [self.task.batch(self.examples, share if len(share) else rows[:1]) for share in shares]
+        counts = [self.task.count(b) for b, share in zip(batches, shares, strict=True) if len(share)]
+        total = int(ranks.sum(sum(counts))[0])
         if total == 0:
             raise HermitcrabError(f"step {step + 1} has no label to learn; raise train.batch_size or train.accumulate")
         rate = learning_rate(part, step, self.plan.steps)
@@ -210,13 +212,14 @@ class Fit:
             quiet = nullcontext() if last or ranks.world == 1 else self.model.no_sync()
             with quiet:
                 with self._autocast():
-                    loss = self.task.loss(self.model, batch)
-                value = float(loss.sum.detach())
+                    loss = self.task.loss(self.model, batch).sum
+                    loss = loss if len(shares[number]) else loss * 0
+                value = float(loss.detach())
                 if not math.isfinite(value):
                     raise Diverged(self._not_finite(step, number, shares[number], f"loss is {value}"))
                 loss_sum += value
                 # DDP averages over ranks; the sum is what we mean
-                loss.sum.backward(torch.full_like(loss.sum, ranks.world / total))
+                loss.backward(torch.full_like(loss, ranks.world / total))
         told = {"loss": ranks.sum(loss_sum)[0] / total, "labels": total, "learning_rate": rate}
         if part.clip_norm is not None or tell:
             told["gradient_norm"] = norm = self._norm()
@@ -232,11 +235,6 @@ class Fit:
         if self.part.clip_norm is not None:
             return float(nn.utils.clip_grad_norm_(self.learnable, self.part.clip_norm))
         return float(nn.utils.get_total_norm([p.grad for p in self.learnable if p.grad is not None]))
-
-    def _batch(self, rows: np.ndarray, share: np.ndarray) -> Any:
-        if len(share):
-            return self.task.batch(self.examples, share)
-        return self.task.idle(self.task.batch(self.examples, rows[:1]))
 
     def _autocast(self) -> Any:
         if self.plan.precision != "bfloat16":

@@ -1,4 +1,4 @@
-"""Are the merged weights what was trained? Logits of both on fixed probes, and of the base, which they must not equal.
+"""Are the merged weights what was trained? Outputs of both on fixed probes, and of the base, which they must not equal.
 
 Both run in float32, so what is seen is the rounding of the merge alone. A tolerance is a ratio: the merge may move the
 distribution by at most a tenth of what training moved it.
@@ -30,8 +30,14 @@ def compare(a_NV: torch.Tensor, b_NV: torch.Tensor) -> dict[str, float]:
     }
 
 
+def compare_numbers(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
+    """Of outputs that are no logits: the largest difference, and the root of the mean squared one."""
+    return {"max_abs_difference": float((a - b).abs().max()), "rms_difference": float((a - b).square().mean().sqrt())}
+
+
 def within(found: dict[str, float], tolerance: dict[str, float]) -> bool:
-    return found["top1_agreement"] >= tolerance["top1_agreement"] and found["mean_kl"] <= tolerance["mean_kl"]
+    """Agreement at least, and every distance at most, what is tolerated."""
+    return all(found[k] >= v if k == "top1_agreement" else found[k] <= v for k, v in tolerance.items())
 
 
 def recompute(task: Task, package: Path, base: nn.Module, merged: nn.Module, probes: list[Any]) -> dict[str, float]:
@@ -47,28 +53,42 @@ def recompute(task: Task, package: Path, base: nn.Module, merged: nn.Module, pro
 
     with quiet(), library_errors(package / "adapter"):
         adapted = PeftModel.from_pretrained(base.float(), package / "adapter")
-        return compare(task.probe_logits(adapted, probes), task.probe_logits(merged, probes))
+        measure = compare if task.distributions else compare_numbers
+        return measure(task.probe_outputs(adapted, probes), task.probe_outputs(merged, probes))
 
 
 def judge(
-    trained: torch.Tensor, merged: torch.Tensor, base: torch.Tensor, probes: list[Any], names: list[str]
-) -> dict[str, Any]:
+    trained: torch.Tensor, merged: torch.Tensor, base: torch.Tensor, probes: list[Any], names: list[str],
+    distributions: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """parity.json.
 
     Raises:
         HermitcrabError: where the merge changed the model, or the model is still the base.
     """
-    found, moved = compare(trained, merged), compare(trained, base)["mean_kl"]
-    tolerance = {"top1_agreement": TOP1, "mean_kl": max(FLOOR, SHARE * moved)}
-    ok = within(found, tolerance)
     if bool((merged == base).all()):
         raise HermitcrabError(
             "the trained model answers exactly as its base does: training changed nothing that its final precision can hold. "
             "Raise train.learning_rate or train.steps, or set train.final_dtype: float32"
         )
+    measure, distance = (compare, "mean_kl") if distributions else (compare_numbers, "rms_difference")
+    found, moved = measure(trained, merged), measure(trained, base)[distance]
+    if distributions:
+        tolerance = {"top1_agreement": TOP1, "mean_kl": max(FLOOR, SHARE * moved)}
+    else:
+        tolerance = {"rms_difference": max(FLOOR * float(trained.square().mean().sqrt()), SHARE * moved)}
+    ok = within(found, tolerance)
     if not ok:
-        raise HermitcrabError(
-            f"the merge changed the model: top-1 agreement {found['top1_agreement']:.3f} (at least {TOP1}), mean KL "
-            f"{found['mean_kl']:.2e} (at most {tolerance['mean_kl']:.2e}). Set train.final_dtype: float32"
+        told = ", ".join(
+            f"{k} {found[k]:.3g} (at {'least' if k == 'top1_agreement' else 'most'} {v:.3g})"
+            for k, v in tolerance.items()
         )
-    return {"compared": names, "probes": probes, **found, "mean_kl_to_base": moved, "tolerance": tolerance, "ok": ok}
+        raise HermitcrabError(f"the merge changed the model: {told}. Set train.final_dtype: float32")
+    return {
+        "compared": names,
+        "probes": probes,
+        **found,
+        f"{distance}_to_base": moved,
+        "tolerance": tolerance,
+        "ok": ok,
+    }

@@ -99,9 +99,10 @@ def choose_attention(
     """
     config: Any = getattr(model, "config", None)
     heads = getattr(config, "num_attention_heads", None)
-    if config is not None and not heads:
+    if not heads and (config is not None or not hasattr(model, "_supports_sdpa")):
         if wanted != "auto":
-            raise UsageError(f"train.attention: {config.model_type} has no attention that a kernel could be chosen for")
+            named = getattr(config, "model_type", "this model")
+            raise UsageError(f"train.attention: {named} has no attention that a kernel could be chosen for")
         return "none", "the model has none"
     if getattr(config, "attn_logit_softcapping", None) or not getattr(model, "_supports_sdpa", False):
         if wanted not in ("auto", "eager"):
@@ -213,7 +214,7 @@ def make_plan(task: Any, model: Any, rows: int, processes: int, precision: tuple
     torch.set_num_threads(threads)
     dtype = getattr(torch, precision[0])
     attention, why_attention = choose_attention(
-        part.attention, model, part.batch_size, part.sequence_length, dtype, device, causal=task.reads_text
+        part.attention, model, part.batch_size, part.sequence_length, dtype, device, causal=task.prompted
     )
     parameters = sum(p.numel() for p in model.parameters())
     step_seconds = (

@@ -70,6 +70,17 @@ def test_metadata_of_every_type(tmp_path: Path) -> None:
     assert {k: v for k, v in meta.items() if k.startswith("a.")} == expected
 
 
+def test_a_list_of_texts_longer_than_one_read_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts end before, at and behind the places where the next part of the file is read."""
+    texts = ["寄居蟹" * (i % 23) + str(i) for i in range(600)]
+    write(tmp_path / "m.gguf", {}, some__texts=texts, then__after="that")
+    for first in (24, 100, 131, 4096):
+        monkeypatch.setattr("hermitcrab.models.formats.gguf.FIRST_READ", first)
+        found = open_weights(tmp_path / "m.gguf").metadata
+        assert found["some.texts"] == texts
+        assert found["then.after"] == "that"
+
+
 def test_the_real_file_reads_as_the_package_reads_it(smollm2: Path) -> None:
     weights, peer = open_weights(smollm2), gguf.GGUFReader(smollm2)
     assert weights.parameters == 134_515_008

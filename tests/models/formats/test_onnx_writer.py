@@ -111,3 +111,38 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(model, written, tmp_p
     with pytest.raises(HermitcrabError, match="cannot quantize"):
         onnx_writer.quantize_dynamic(tmp_path / "bad.onnx", tmp_path / "q.onnx", {})
     assert [p.name for p in tmp_path.iterdir()] == ["bad.onnx"]
+
+
+@pytest.fixture(scope="module")
+def attends(tmp_path_factory) -> Path:
+    """A ViT with outliers: a few numbers of its stream are ten times the others, as in trained transformers."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    vit = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_channels=1, hidden_size=32, num_hidden_layers=2,
+                                              num_attention_heads=2, intermediate_size=64, num_labels=3)).eval()  # fmt: skip
+    with torch.no_grad():
+        for layer in vit.vit.layers:
+            for norm in (layer.layernorm_before, layer.layernorm_after):
+                norm.weight[::8] *= 10
+    return onnx_writer.write(tmp_path_factory.mktemp("vit") / "m.onnx", graph_of(vit, "IMAGE_CLASSIFICATION"), SAID)[0]
+
+
+def test_fixed_ranges_of_a_transformer_survive_outliers(attends, tmp_path):
+    pytest.importorskip("nncf")
+
+    def make(name: str, wide: tuple[str, ...] = ()) -> Path:
+        rows = ({"pixel_values": PIXELS[i : i + 1]} for i in range(len(PIXELS)))
+        return onnx_writer.quantize_static(attends, tmp_path / name, SAID, rows, wide=wide)[0]
+
+    path = make("q.onnx")
+    wanted, found = asked(attends, PIXELS), asked(path, PIXELS)
+    cosines = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert 0.98 < cosines.min() < 1
+    assert path.read_bytes() == make("again.onnx").read_bytes()
+    assert check_file(path).metadata == SAID
+    kinds = {t.name: t.dtype for t in onnx_writer.stored(path)}
+    name = "vit.layers.1.mlp.fc1"
+    assert kinds[f"{name}.weight"] == "I8"
+    node = next(n for n in onnx_writer.narrowed(attends) if n.startswith(f"{name}/"))
+    assert {t.name: t.dtype for t in onnx_writer.stored(make("w.onnx", (node,)))}[f"{name}.weight"] == "F32"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("torch")
@@ -24,6 +29,25 @@ def test_a_python_that_is_not_there_is_named(model: Path) -> None:
     spec = replace(spec_of(model), engine="vllm", settings={"vllm_python": "/nowhere/python"})
     with pytest.raises(HermitcrabError, match=r"--vllm-python: .*Received: /nowhere/python"), running(spec):
         pass
+
+
+@pytest.mark.parametrize("told", ["killed", "ends"])
+def test_processes_of_processes_end_with_the_engine(tmp_path: Path, told: str) -> None:
+    """Workers of vLLM were left behind where the process that had started it was killed."""
+    shell = f"sleep 1000 & echo $! > {tmp_path / 'pid'}; {'wait' if told == 'killed' else 'sleep 1'}"
+    code = (
+        "import os, sys\nfrom hermitcrab.serve.engines.vllm import guarded\n"
+        f"sys.exit(guarded(['/bin/sh', '-c', {shell!r}], dict(os.environ)).wait())"
+    )
+    engine = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.02)
+    worker = psutil.Process(int((tmp_path / "pid").read_text()))
+    if told == "killed":
+        engine.kill()
+    assert engine.wait(60) == (-9 if told == "killed" else 0)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert worker.wait(60) is None
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ FILTERS: dict[str, str] = {
     "normalize": "hermitcrab.data.fold:NormalizeFilter",
     "unicode": "hermitcrab.data.filters.unicode:UnicodeFilter",
     "language": "hermitcrab.data.filters.language:LanguageFilter",
+    "quality": "hermitcrab.data.filters.quality:QualityFilter",
+    "personal": "hermitcrab.data.filters.personal:PersonalFilter",
 }
 """Name in a recipe → `module:Class`, of filters that look at one text at a time. Those that compare texts are the engine's."""
 

@@ -10,16 +10,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def utf8(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """UTF-8 of a large_string array without nulls, uint8 [B], and where each text begins and the last one ends, int64 [N + 1]."""
-    import numpy as np
-
-    _, offsets, data = text.buffers()
-    start_N1 = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
-    data_B = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
-    return data_B[start_N1[0] : start_N1[-1]], start_N1 - start_N1[0]
-
-
 def holders(at: np.ndarray, start_N1: np.ndarray) -> np.ndarray:
     """Which texts have something at these bytes: bool [N]."""
     import numpy as np

@@ -11,7 +11,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hermitcrab.data.filters import Outcome, Texts
-from hermitcrab.data.filters.bytes import counts, utf8
+from hermitcrab.data.filters.bytes import counts
+from hermitcrab.data.kernel import utf8
 from hermitcrab.errors import UsageError, needs
 from hermitcrab.recipe.filters import Language
 

@@ -13,7 +13,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hermitcrab.data.filters import Outcome, Texts
-from hermitcrab.data.filters.bytes import holders, replaced, utf8
+from hermitcrab.data.filters.bytes import holders, replaced
+from hermitcrab.data.kernel import utf8
 from hermitcrab.errors import needs
 from hermitcrab.recipe.filters import Unicode
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-OWN = {"mlp": "hermitcrab.models.architectures.mlp"}
+OWN = {
+    "mlp": "hermitcrab.models.architectures.mlp",
+    "ft-transformer": "hermitcrab.models.architectures.ft_transformer",
+    "matrix-factorization": "hermitcrab.models.architectures.recommender",
+    "two-tower": "hermitcrab.models.architectures.recommender",
+}
 
 
 def complete(config: dict[str, Any], where: str) -> dict[str, Any]:

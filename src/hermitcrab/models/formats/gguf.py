@@ -63,7 +63,8 @@ class _Cursor:
         return start
 
     def number(self, form: struct.Struct, what: str) -> int:
-        return form.unpack_from(self.data, self.need(form.size, what))[0]
+        start = self.need(form.size, what)  # first: it may put longer data in the place of `data`
+        return form.unpack_from(self.data, start)[0]
 
     def text(self, what: str, longest: int = LONGEST_TEXT) -> str:
         length = self.number(U64, f"the length of {what}")
@@ -74,6 +75,28 @@ class _Cursor:
             return self.data[start : self.at].decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.fail(f"{what} is not UTF-8") from error
+
+    def texts(self, count: int, what: str) -> list[str]:
+        """As `text` so many times: a vocabulary has hundreds of thousands, so those in what was read already are taken in one loop."""
+        found: list[str] = []
+        data, at, unpack, size = self.data, self.at, U64.unpack_from, U64.size
+        last = len(data) - size
+        try:
+            while len(found) < count and at <= last:
+                start = at + size
+                end = start + unpack(data, at)[0]
+                if end > len(data) or end - start > LONGEST_TEXT:
+                    break  # to be read, or refused, as one of them
+                found.append(data[start:end].decode("utf-8"))
+                at = end
+        except UnicodeDecodeError as error:
+            self.at = at
+            raise self.fail(f"{what} is not UTF-8") from error
+        self.at = at
+        if len(found) == count:
+            return found
+        found.append(self.text(what))
+        return found + self.texts(count - len(found), what)
 
     def value(self, kind: int, what: str, depth: int = 0) -> Any:
         if kind == TEXT:
@@ -103,6 +126,8 @@ class _Cursor:
             raise self.fail(f"{what} would have {count:,} entries, more than the file can hold")
         if kind in NUMBERS:
             return self.numbers(kind, count, what)
+        if kind == TEXT:
+            return self.texts(count, what)
         return [self.value(kind, what, depth) for _ in range(count)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,17 @@ EMBEDDERS = {
     "onnx": "hermitcrab.serve.engines.embedding:OnnxEncoder",
     "torch": "hermitcrab.serve.engines.embedding:TorchEncoder",
 }
+
+
+# What takes long to import of an engine that is loaded in its process; vLLM is loaded elsewhere.
+LIBRARIES = {"openvino-genai": "openvino_genai", "llama.cpp": "xllamacpp", "transformers": "torch"}
+
+
+def prepare(engine: str) -> None:
+    """Import what that engine will need. Nothing is said where that fails: loading it will."""
+    with contextlib.suppress(Exception):
+        importlib.import_module(ENGINES[engine].partition(":")[0])
+        importlib.import_module(LIBRARIES[engine])
 
 
 def load(spec: Spec) -> Engine | Embedder:

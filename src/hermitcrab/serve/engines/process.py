@@ -1,8 +1,9 @@
 """The engine's own process: it loads what it is told to, steps while there is something to do, and ends with its parent.
 
-    python -P -m hermitcrab.serve.engines.process FD
+    python -P -m hermitcrab.serve.engines.process FD [ENGINE]
 
-FD is one end of a socket pair. One thread does everything; another one watches for the parent's end, for a step may be long.
+FD is one end of a socket pair. ENGINE: what it is likely to be told to load, whose libraries it imports meanwhile. One thread does
+everything; another one watches for the parent's end, for a step may be long.
 """
 
 from __future__ import annotations
@@ -85,14 +86,18 @@ class Loop:
             self.socket.sendall(encode(["step", rows, stats]))
 
 
-def main(descriptor: int) -> int:
+def main(descriptor: int, engine_named: str) -> int:
     os.dup2(2, 1)  # what libraries print is no answer of ours
     _deaf()
     made = socket.socket(fileno=descriptor)
     threading.Thread(target=_watch, args=(made,), daemon=True).start()
     inbox = Inbox(made)
+    if engine_named:
+        engines.prepare(engine_named)
+        _deaf()  # a library may have put its own ears up
+    if (message := next(iter(inbox.messages(wait=True)), None)) is None:
+        return 0  # it was not needed
     try:
-        (message,) = inbox.messages(wait=True)
         engine: Any = engines.load(Spec(**message[1]))
     except HermitcrabError as error:
         made.sendall(encode(["failed", str(error)]))
@@ -130,6 +135,6 @@ def _watch(made: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    status = main(int(sys.argv[1]))
+    status = main(int(sys.argv[1]), sys.argv[2])
     sys.stderr.flush()
     os._exit(status)  # libraries' threads are not waited for

@@ -14,6 +14,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,14 @@ from hermitcrab.serve.engines.queued import Asked, Queued
 SLOWEST = 600.0  # seconds that it may take to load
 NAME = "model"
 DIES = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+GUARD = """
+import os, signal, subprocess, sys
+signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+status = subprocess.run(sys.argv[1:]).returncode
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.killpg(0, signal.SIGTERM)
+sys.exit(status if status >= 0 else 128 - status)
+"""
 
 
 class VLLM(Queued):
@@ -47,11 +56,8 @@ class VLLM(Queued):
         limit = read_config(Path(spec.path)).get("max_position_embeddings") or 2048
         self.positions = min(spec.positions or 1 << 30, int(limit))
         self.port = _free_port()
-        self.process = subprocess.Popen(
-            [python, *self._command()], stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent, start_new_session=True,
-            env={**os.environ, "VLLM_API_KEY": self.key, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-                 "PYTHONPATH": ""},
-        )  # fmt: skip
+        known = {"VLLM_API_KEY": self.key, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        self.process = guarded([python, *self._command()], {**os.environ, **known, "PYTHONPATH": ""})
         try:
             self._wait()
         except BaseException:
@@ -190,5 +196,13 @@ def _free_port() -> int:
         return made.getsockname()[1]
 
 
+def guarded(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A command in a group of processes that ends with this process, however it ends: vLLM's own workers outlive their parent."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", GUARD, *command], stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
+        start_new_session=True, env=environment,
+    )  # fmt: skip
+
+
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(DIES, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(DIES, signal.SIGTERM)
