@@ -1,7 +1,7 @@
 """The same steps by hand, for the documents of one Parquet file: NFKC, Gopher's rules, exact and near duplicates, a BPE, token ids.
 
-No ledger, no reasons, no splits, no files of rows, all texts in memory: polars reads and normalizes, numba does what is
-asked of words, fastokens encodes. Near duplicates are verified by exact Jaccard similarity. It is the bound that a pipeline is held against.
+No ledger, no reasons, no splits, no files of rows, all texts in memory. polars reads and normalizes, numba does what is asked of
+words, fastokens encodes. Near duplicates are verified by exact Jaccard similarity. It is the bound that a pipeline is held against.
 
     python _data_hand.py JOB.json      {"corpus": FILE, "out": FOLDER, "vocabulary": N, "threshold": 0.8, "quality": true}
 """

@@ -43,7 +43,9 @@ def main() -> None:
             ParquetReader(str(corpus.parent), glob_pattern=corpus.name),
             LambdaFilter(lambda document, name=name: document.metadata["lang"] == name),
             LambdaFilter(normalized),
-            GopherRepetitionFilter(dup_line_frac=None, dup_para_frac=None, dup_line_char_frac=None, dup_para_char_frac=None, language=language),
+            GopherRepetitionFilter(
+                dup_line_frac=None, dup_para_frac=None, dup_line_char_frac=None, dup_para_char_frac=None, language=language
+            ),
             GopherQualityFilter(
                 min_doc_words=50, max_doc_words=100_000, min_avg_word_length=None, max_avg_word_length=None, max_symbol_word_ratio=None,
                 max_bullet_lines_ratio=None, max_ellipsis_lines_ratio=None, max_non_alpha_words_ratio=None, min_stop_words=None,

@@ -31,7 +31,8 @@ process:
   - character_repetition_filter: {{rep_len: 10, max_ratio: 0.5}}
   - document_deduplicator: {{}}
   - document_minhash_deduplicator:
-      {{tokenization: character, window_size: 5, num_permutations: 128, jaccard_threshold: {threshold}, num_bands: 16, num_rows_per_band: 8}}
+      {{tokenization: character, window_size: 5, num_permutations: 128,
+       jaccard_threshold: {threshold}, num_bands: 16, num_rows_per_band: 8}}
 """
 
 

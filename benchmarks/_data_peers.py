@@ -1,4 +1,6 @@
-"""The environments of the data stages' peers. data-juicer imports aiohttp without asking for it, and installs ray and ftfy while it runs."""
+"""The environments of the data stages' peers.
+
+data-juicer imports aiohttp without asking for it, and installs ray and ftfy while it runs."""
 
 from __future__ import annotations
 

@@ -99,12 +99,9 @@ class Data(Part):
     split: Split = Split()
     take: Count | None = None
     """Use only so many training rows (drawn by the split's seed)."""
-<<<<<<< HEAD
     tokens: Tokens | None = None
     """Encode the prepared rows (format `text`) into `tokens/train.bin` and `.idx`, and so on for the other splits."""
-=======
     licenses: Licenses = Licenses()
     """Which licenses of sources are let in; a source with another stops the run before anything is fetched."""
->>>>>>> engine
     on_error: Literal["stop", "drop"] = "stop"
     """What a bad row does: stop the run, or be dropped and counted."""
