@@ -9,7 +9,7 @@ from _measure import Environment
 TOKENIZERS = "tokenizers==0.23.3"
 DATATROVE = Environment(
     "datatrove",
-    ("datatrove[io]==0.10.1", "spacy==3.8.18", "jieba==0.42.1", "nltk==3.10.4", "regex==2026.11.19", "xxhash==4.1.0",
+    ("datatrove[io]==0.10.1", "spacy==3.8.18", "jieba==0.42.1", "nltk==3.10.4", "regex==2026.11.19", "xxhash==3.6.0",
      "fasteners==0.20", "tldextract==5.4.0", "orjson==3.13.0", TOKENIZERS),
     shown=("datatrove", "spacy", "tokenizers"),
 )  # fmt: skip
