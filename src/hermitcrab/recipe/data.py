@@ -109,6 +109,17 @@ class Licenses(Part):
     deny: list[str] = []
 
 
+class Tokens(Part):
+    """Token files of the prepared texts, in the layout that Megatron reads."""
+
+    tokenizer: Literal["train", "base"] = "train"
+    """`train`: a byte-level BPE learnt from training rows alone; `base`: that of the base."""
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 32_768
+    """Tokens of a tokenizer that is learnt: 256 bytes, the one that ends a text, and pairs."""
+    sample: Count = 64_000_000
+    """Bytes of training text, at most, that it is learnt from."""
+
+
 class Data(Part):
     train: Annotated[list[Source], BeforeValidator(one_or_many), Field(min_length=1)]
     validation: Annotated[list[Source], BeforeValidator(one_or_many)] = []
@@ -120,6 +131,8 @@ class Data(Part):
     split: Split = Split()
     take: Count | None = None
     """Use only so many training rows (drawn by the split's seed)."""
+    tokens: Tokens | None = None
+    """Encode the prepared rows (format `text`) into `tokens/train.bin` and `.idx`, and so on for the other splits."""
     licenses: Licenses = Licenses()
     """Which licenses of sources are let in; a source with another stops the run before anything is fetched."""
     on_error: Literal["stop", "drop"] = "stop"

@@ -8,6 +8,7 @@ data. Rows are written sorted by id, so the bytes depend on the rows alone: not 
     dropped.parquet         row_id, split, reason
     clusters.parquet        near-dedup: row_id, split, filter, kept (the row that stays for it), kept_split, similarity
     contamination.parquet   decontaminate by n-grams: where, see `data.contamination`
+    tokens/                 data.tokens: NAME.bin and NAME.idx of each split (document i is row i), tokenizer.json, tokens.json
     filters.json            what each filter changed and found, in texts
     ledger.json             rows, by reason
 """
@@ -21,16 +22,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hermitcrab.data import tokens
 from hermitcrab.data.census import Census
 from hermitcrab.data.cleaning import Cleaning, bytes_of
 from hermitcrab.data.engine import Engine
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.scratch import RANKS, Scratch, id_text, ids, own_columns
 from hermitcrab.data.tables import SPLITS, TableWriter, schema, write_table
-from hermitcrab.errors import HermitcrabError
+from hermitcrab.digest import digest_file
+from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Format, Part, Recipe, Split
 from hermitcrab.recipe.clean import Clean, NearDedup, named, steps
+from hermitcrab.recipe.data import Tokens
+from hermitcrab.references import check_digest
 from hermitcrab.stages import Job, Stage
 
 if TYPE_CHECKING:
@@ -45,12 +50,20 @@ class Prepare(Part):
     split: Split
     take: int | None
     format: Format
+    tokens: Tokens | None = None
 
 
 def slice_of(recipe: Recipe) -> Prepare:
     data = recipe.data
+    if data.tokens is not None and data.train[0].format != "text":
+        raise UsageError(f"data.tokens needs rows of format `text`. Received: {data.train[0].format}")
     return Prepare(
-        clean=data.clean, normalize=data.normalize, split=data.split, take=data.take, format=data.train[0].format
+        clean=data.clean,
+        normalize=data.normalize,
+        split=data.split,
+        take=data.take,
+        format=data.train[0].format,
+        tokens=data.tokens,
     )
 
 
@@ -76,6 +89,29 @@ def run(job: Job) -> None:
     if any(name not in PLAIN for name, _ in named(part.clean)):
         job.draft.write("filters.json", cleaning.filters)
     job.draft.write("ledger.json", ledgers(census, changed, collected))
+    if part.tokens is not None:
+        base = base_tokenizer(job) if part.tokens.tokenizer == "base" else None
+        job.draft.facts["tokens"] = tokens.tokenize(job.draft.payload, part.tokens, base)
+
+
+def base_tokenizer(job: Job) -> tuple[Any, int, int | None]:
+    """The tokenizer of the base, its end token, and the one that it puts before a text if it does.
+
+    Raises:
+        HermitcrabError: the files are not those that `collect` described, or the tokenizer names no eos_token.
+    """
+    from hermitcrab.models.tokenizer import read_tokenizer
+
+    base, path = job.inputs["collect"].read("base.json"), job.base_path
+    root = path if path.is_dir() else path.parent
+    for file in base["files"]:
+        if Path(file["path"]).suffix in (".json", ".jinja", ".gguf"):
+            check_digest(str(root / file["path"]), digest_file(root / file["path"]), file["sha256"])
+    text = read_tokenizer(path)
+    eos = text.id("eos_token")
+    if eos is None:
+        raise HermitcrabError(f"{base['name']}: its tokenizer names no eos_token, so no document could end")
+    return text.backend, eos, text.id("bos_token") if text.adds_bos else None
 
 
 def _collected(files: Mapping[str, Path]) -> int:
@@ -167,7 +203,8 @@ STAGE = Stage(
     code=(
         "stages/prepare.py", "data/census.py", "data/cleaning.py", "data/contamination.py", "data/engine.py", "data/filters",
         "data/fold.py", "data/kernel.py", "data/ledger.py", "data/lines.py", "data/near.py", "data/parts.py", "data/scratch.py",
-        "data/segment.py", "data/split.py", "data/tables.py",
+        "data/segment.py", "data/split.py", "data/tables.py", "data/tokens.py", "data/megatron.py",
+        "models/tokenizer.py", "models/gguf_tokenizer.py", "models/chat.py", "models/formats",
     ),
     slice=slice_of,
     run=run,
