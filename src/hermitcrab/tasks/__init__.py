@@ -35,6 +35,7 @@ TASKS = {
     "tabular-regression": "hermitcrab.tasks.tabular_regression:TabularRegression",
     "text-generation": "hermitcrab.tasks.text_generation:TextGeneration",
     "time-series-forecasting": "hermitcrab.tasks.time_series_forecasting:TimeSeriesForecasting",
+    "translation": "hermitcrab.tasks.translation:Translation",
 }
 
 
