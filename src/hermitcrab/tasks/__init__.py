@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 GROUP = "hermitcrab.tasks"  # of entry points
 TASKS = {
+    "fill-mask": "hermitcrab.tasks.fill_mask:FillMask",
     "image-classification": "hermitcrab.tasks.image_classification:ImageClassification",
     "recommendation": "hermitcrab.tasks.recommendation:Recommendation",
     "tabular-classification": "hermitcrab.tasks.tabular_classification:TabularClassification",

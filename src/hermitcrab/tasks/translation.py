@@ -11,7 +11,6 @@ Shapes: N rows, B batch, S source tokens, T target tokens, V vocabulary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,9 @@ from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.packing import IGNORE
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError
-from hermitcrab.models.tokenizer import TextTokenizer, library_errors, read_tokenizer
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Recipe
-from hermitcrab.tasks import Asking, Loss, Start, Work
+from hermitcrab.tasks import Asking, Loss, Start, Work, vocabulary
 from hermitcrab.tasks.base import BaseTask, place
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from hermitcrab.recipe import Train
 
 PAD, END = "<pad>", "</s>"  # of a tokenizer that is learnt here; PAD also begins every target, as in Marian
-VOCABULARY = 8000  # where `base.architecture` says none
 BEAMS = 4
 GROUPS, FEWEST = 4, 8  # by length, of a batch; rows of a group
 TOKEN_BYTES = 4  # of a text, about
@@ -55,50 +52,21 @@ class Pairs:
         return [self.names[int(row)] for row in rows]
 
 
-def learn(texts: Sequence[str], vocabulary: int) -> Any:
-    """A byte-level BPE of at most so many tokens, closed by END. Returns a `tokenizers.Tokenizer`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[PAD, END], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    with progress("learning a tokenizer", len(texts), "texts") as bar:
-
-        def told() -> Iterator[str]:
-            for text in texts:
-                bar.add()
-                yield text
-
-        made.train_from_iterator(told(), trainer)
-    made.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, made.token_to_id(END))]
-    )
-    return made
-
-
 class Translation(BaseTask):
     name = "translation"
     formats = ("translation",)
     kind = "SEQ_TO_SEQ_CAUSAL_LM"
     metrics = ("bleu", "chrf", "bits_per_byte")
     baselines = ("nearest-segment",)
-    fitted_as = {"tokenizer": dict, "special": dict}  # noqa: RUF012
+    fitted_as = vocabulary.FITTED_AS
     ignored = (
         "report.show_text", "train.template", "train.attention", "train.lora", "train.loss", "evaluate.choices", "evaluate.few_shot",
         "evaluate.calibrate", "evaluate.sequence_length", "evaluate.noise_rows",
     )  # fmt: skip
 
     def __init__(self, start: Start, train: Train):
-        from tokenizers import Tokenizer
-
         super().__init__(start, train)
-        self.text = TextTokenizer(
-            Tokenizer.from_str(json.dumps(self.fitted["tokenizer"])), self.fitted["special"], None
-        )
+        self.text = vocabulary.read(self.fitted)
         pad, end = self.text.id("pad_token"), self.text.id("eos_token")
         assert pad is not None
         assert end is not None
@@ -108,24 +76,13 @@ class Translation(BaseTask):
     @classmethod
     def fit(cls, rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
         """The tokenizer: the base's, or one that is learnt from both sides of the training rows."""
-        if base["kind"] != "scratch":
-            text = read_tokenizer(path)
-            return {"tokenizer": json.loads(text.backend.to_str()), "special": text.special}
         texts = rows["source_text"].to_pylist() + rows["target_text"].to_pylist()
-        made = learn(texts, base["configuration"].get("vocab_size") or VOCABULARY)
-        return {"tokenizer": json.loads(made.to_str()), "special": {"pad_token": PAD, "eos_token": END}}
+        return vocabulary.fit(texts, base, path, {"pad_token": PAD, "eos_token": END}, f"$A {END}")
 
     @classmethod
     def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
-        from tokenizers import Tokenizer
-
         super().check_fitted(fitted, where)
-        with library_errors(Path(where), "the fitted tokenizer"):
-            made = Tokenizer.from_str(json.dumps(fitted["tokenizer"]))
-        for name in ("pad_token", "eos_token"):
-            token = fitted["special"].get(name)
-            if not isinstance(token, str) or made.token_to_id(token) is None:
-                raise HermitcrabError(f"{where}: fitted: the tokenizer has no {name}. Received: {str(token)[:40]}")
+        vocabulary.check(fitted, where, ("pad_token", "eos_token"))
 
     @classmethod
     def work(cls, recipe: Recipe, base: dict[str, Any], rows: Mapping[str, float], test: Path | None) -> Work:
