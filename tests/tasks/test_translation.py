@@ -69,9 +69,13 @@ def test_padding_and_grouping_change_no_loss(fitted):
     alone = [made.loss(model, made.batch(examples, torch.tensor([i]).numpy())) for i in range(len(SOURCE))]
     assert whole.count == sum(one.count for one in alone) == sum(map(len, examples.target))
     assert float(whole.sum) == pytest.approx(float(sum(one.sum for one in alone)), rel=1e-5)
-    nll, tokens = made.nats(model, rows(SOURCE, TARGET), 7)
+    nll, tokens, sizes = made.nats(model, rows(SOURCE, TARGET), 7)
     assert nll == pytest.approx([float(one.sum) for one in alone], rel=1e-4)
     assert tokens == [one.count for one in alone]
+    assert sizes == [len(text.encode()) for text in TARGET]
+    _, (tokens_cut,), (size_cut,) = made.nats(model, rows(["a"], ["word " * 200]), 1)
+    assert tokens_cut == 64
+    assert size_cut < 5 * 200
 
 
 def test_long_pairs_are_dropped_or_cut_and_counted(fitted):

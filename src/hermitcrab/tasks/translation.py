@@ -229,13 +229,15 @@ class Translation(BaseTask):
                 bar.add(len(members))
         return said, score
 
-    def nats(self, model: nn.Module, rows: pa.Table, size: int) -> tuple[list[float], list[int]]:
-        """What each reference costs, and its tokens."""
+    def nats(self, model: nn.Module, rows: pa.Table, size: int) -> tuple[list[float], list[int], list[int]]:
+        """What each reference costs, its tokens and its bytes: of one that is longer than the model can say, those that it could."""
         import torch
         import torch.nn.functional as F
 
         source, _ = self.encoded(rows["source_text"].to_pylist())
-        target, _ = self.encoded(rows["target_text"].to_pylist())
+        meant = self.answers(rows)
+        target, cut = self.encoded(meant)
+        sizes = [len((self.text.decode(target[i]) if cut[i] else meant[i]).encode()) for i in range(len(meant))]
         nll = np.zeros(rows.num_rows)
         with torch.inference_mode():
             for start in range(0, len(source), size):
@@ -244,7 +246,7 @@ class Translation(BaseTask):
                         self.logits(model, group).transpose(1, 2), group["label"], ignore_index=IGNORE, reduction="none"
                     )
                     nll[start + group["row"].cpu().numpy()] = cost_BT.double().sum(dim=1).cpu().numpy()
-        return nll.tolist(), list(map(len, target))
+        return nll.tolist(), list(map(len, target)), sizes
 
     def asked(self, rows: pa.Table, part: Evaluate) -> str:
         return digest_json({"rows": self.texts(rows), "most": part.max_new_tokens, **self.told()})
@@ -256,11 +258,10 @@ class Translation(BaseTask):
 
         size, texts = batch_size or part.batch_size, rows["source_text"].to_pylist()
         said, score = self.translated(model, texts, part.max_new_tokens, size)
-        nll, tokens = self.nats(model, rows, size)
-        meant = self.answers(rows)
+        nll, tokens, sizes = self.nats(model, rows, size)
         table = {
-            "row_id": rows["row_id"], "reference": meant, "prediction": said, "score": score, "nll": nll, "tokens": tokens,
-            "bytes": [len(text.encode()) for text in meant],
+            "row_id": rows["row_id"], "reference": self.answers(rows), "prediction": said, "score": score, "nll": nll, "tokens": tokens,
+            "bytes": sizes,
         }  # fmt: skip
         if "document" in rows.column_names:
             table["document"] = rows["document"]
