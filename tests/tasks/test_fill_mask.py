@@ -32,6 +32,13 @@ def task() -> FillMask:
     return FillMask(Start(BASE, Path(), 1, fitted), Train(method="full"))
 
 
+def test_the_tokenizer_loses_nothing_and_joins_no_chinese_characters(task):
+    for text in (*TEXTS, "寄居蟹 naïve 🦀 x"):
+        ids = task.encoded([text])[0][0].tolist()
+        assert task.text.decode(ids) == text
+    assert len(task.text.encode("平静平静")) == 2 * len(task.text.encode("平静"))
+
+
 def test_fifteen_of_a_hundred_tokens_are_hidden_and_most_are_masks(task):
     ids_L = np.array([1, *[100 + i % 50 for i in range(1000)], 2], np.int64)
     seen_L, label_L = task.hidden("row", ids_L, 0)

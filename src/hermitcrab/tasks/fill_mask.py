@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SPECIAL = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 MASKS = ("[MASK]", "<mask>")  # as bases call it
+HAN = r"\p{Han}"  # each a token of its own
 MASKINGS = 4
 HIDDEN, MASKED, OTHER = 0.15, 0.8, 0.1
 TOKEN_BYTES = 4  # of a text, about
@@ -77,7 +78,7 @@ class FillMask(BaseTask):
 
     @classmethod
     def fit(cls, rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
-        fitted = vocabulary.fit(rows["text"].to_pylist(), base, path, SPECIAL, "[CLS] $A [SEP]")
+        fitted = vocabulary.fit(rows["text"].to_pylist(), base, path, SPECIAL, "[CLS] $A [SEP]", HAN)
         cls.check_fitted(fitted, str(path))  # a base's tokenizer may have no mask
         return fitted
 

@@ -19,26 +19,38 @@ VOCABULARY = 8000  # tokens, where `base.architecture` says nothing
 
 
 def fit(
-    texts: Sequence[str], base: dict[str, Any], path: Path, special: Mapping[str, str], around: str
+    texts: Sequence[str],
+    base: dict[str, Any],
+    path: Path,
+    special: Mapping[str, str],
+    around: str,
+    isolated: str | None = None,
 ) -> dict[str, Any]:
     """The base's tokenizer, or one of at most `vocab_size` tokens that is learnt from texts.
 
     Args:
         special: `pad_token`, `eos_token`, … → its text; their ids are the first, in this order.
         around: what stands around a text, as tokenizers' templates say it: `$A </s>`.
+        isolated: a regular expression of what no token goes beyond, as BERT has it for Chinese characters. Without it, a text without
+            spaces is one long word, and learning takes minutes.
     """
     if base["kind"] != "scratch":
         text = read_tokenizer(path)
         return {"tokenizer": json.loads(text.backend.to_str()), "special": text.special}
-    made = _learn(texts, base["configuration"].get("vocab_size") or VOCABULARY, list(special.values()), around)
+    made = _learn(
+        texts, base["configuration"].get("vocab_size") or VOCABULARY, list(special.values()), around, isolated
+    )
     return {"tokenizer": json.loads(made.to_str()), "special": dict(special)}
 
 
-def _learn(texts: Sequence[str], most: int, special: list[str], around: str) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def _learn(texts: Sequence[str], most: int, special: list[str], around: str, isolated: str | None) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=isolated is None)  # else before each of its parts
+    if isolated is not None:
+        parts = [pre_tokenizers.Split(Regex(isolated), "isolated"), made.pre_tokenizer]
+        made.pre_tokenizer = pre_tokenizers.Sequence(parts)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=most, special_tokens=special, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
