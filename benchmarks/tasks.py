@@ -47,6 +47,16 @@ def recipes() -> dict[str, tuple[Path, list[str]]]:
     return found
 
 
+def about(path: Path) -> str:
+    """What a recipe says of itself before anything else."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# ") or line.startswith("# short: "):
+            break
+        lines.append(line.removeprefix("# "))
+    return " ".join(lines)
+
+
 def run(name: str, path: Path, overrides: list[str], work: Path, prefix: list[str]) -> dict[str, Any]:
     """The row of one run."""
     command = [*prefix, sys.executable, "-m", "hermitcrab", "run", str(path.relative_to(ROOT)), *overrides, f"name={name}",
@@ -117,6 +127,12 @@ def write(rows: dict[str, dict[str, Any]], out: Path) -> None:
     lines = [HEAD.format(forms=" ".join(f"--{form}" for form in forms))]
     for form in forms:
         lines += table(rows, form)
+    known = recipes()
+    names = dict.fromkeys(key.partition("/")[0] for key in sorted(rows))
+    lines += [
+        "\n## What each recipe is\n",
+        *(f"- **{name}**: {about(known[name][0])}" for name in names if name in known),
+    ]
     more = [f"- {key.partition('/')[0]} ({key.partition('/')[2]}): " + ", ".join(f"{n} {number(v)}" for n, v in row["others"].items())
             for key, row in sorted(rows.items()) if row["others"]]  # fmt: skip
     lines += ["\n## Other figures of the derived models\n", *more] if more else []

@@ -172,6 +172,7 @@ class Run:
                         resolved=self.resolved,
                         base=self.recipe.base,
                         processes=self.recipe.cluster.processes,
+                        cluster=self.recipe.cluster.address,
                         trial=self.trial,
                     )
                 )

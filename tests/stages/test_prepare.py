@@ -4,12 +4,12 @@ import random
 import pyarrow.parquet as pq
 import pytest
 
-from hermitcrab.data.tables import SPLITS, Splits, read_table, row_id, schema, write_rows
+from hermitcrab.data.tables import row_id, schema, write_rows
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.recipe import Split
-from hermitcrab.stages import Job
-from hermitcrab.stages.prepare import STAGE, Prepare, ledgers
+from hermitcrab.stages import Job, prepare
+from hermitcrab.stages.prepare import STAGE, Prepare
 from hermitcrab.store import Store
 
 CLEAN = ["normalize", "exact-dedup", "decontaminate"]
@@ -123,15 +123,20 @@ def test_nothing_to_train_or_to_test_on_says_where_the_rows_went(store):
         prepared(store, collected(store, train=pairs(3)), split=Split(validation=2, test=1))
 
 
-def test_row_that_goes_without_a_reason_stops_the_stage(store):
-    artifact = collected(store, train=pairs(9))
-    splits = Splits(
-        "prompt-completion", {s: read_table(artifact.payload / f"{s}.parquet", "prompt-completion") for s in SPLITS}
-    )
-    assert ledgers(splits, 9)[0]["kept"] == 9
-    splits.keep("train", [True] * 8 + [False])
+def test_row_that_goes_without_a_reason_stops_the_stage(store, monkeypatch):
+    whole = prepare.Cleaning.run
+
+    def lossy(self, files):
+        census, scratch = whole(self, files)
+        census.alive_N[census.ranked()[-1]] = False
+        census.reasons.append("")
+        census.gone.append((census.id_N[:0], census.split_N[:0], []))
+        monkeypatch.setattr(census, "why", lambda: {})
+        return census, scratch
+
+    monkeypatch.setattr(prepare.Cleaning, "run", lossy)
     with pytest.raises(HermitcrabError, match="does not balance: taken 9, kept 8, dropped 0"):
-        ledgers(splits, 9)
+        prepared(store, collected(store, train=pairs(9)), clean=["normalize"])
 
 
 def test_format_of_conversations_goes_through(store):

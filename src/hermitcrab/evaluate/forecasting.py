@@ -25,7 +25,7 @@ LEVEL = 80  # percent, the interval between the outer quantiles
 
 
 def _answered(task: Any, train: pa.Table, test: pa.Table, quantile_NHQ: np.ndarray, told: dict[str, Any]) -> Baseline:
-    columns = {"quantiles": quantile_NHQ.tolist(), **task.judged(test, task.scales(train))}
+    columns = {"quantiles": quantile_NHQ.tolist(), **task.judged(test)}
     said = quantile_NHQ[..., len(QUANTILES) // 2].tolist()
     return Baseline(said, [None] * test.num_rows, {"train_rows": train.num_rows, **told}, columns)
 

@@ -1,7 +1,7 @@
-"""Metrics of forecasts, in units of what a naive forecast of the training rows was wrong by, so that series of every size count alike.
+"""Metrics of forecasts, in units of what a naive forecast of the row's own past was wrong by, so that series of every size count alike.
 
 A row is an origin of a series: `reference` and `prediction` (medians) are lists of H values, `quantiles` a list of H lists, `scale` the
-mean absolute difference of neighbors in the training rows. Origins of one time stand together (`document`): series move together.
+mean absolute difference of neighbors in its past. Origins of one time stand together (`document`): series move together.
 
 Shapes: N rows, H steps, Q quantiles.
 """

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from hermitcrab.recipe.clean import Clean
 from hermitcrab.recipe.parts import Count, Digest, Format, Part, Seed, Share, one_or_many
 
 
@@ -72,8 +73,8 @@ class Data(Part):
     train: Annotated[list[Source], BeforeValidator(one_or_many), Field(min_length=1)]
     validation: Annotated[list[Source], BeforeValidator(one_or_many)] = []
     test: Annotated[list[Source], BeforeValidator(one_or_many)] = []
-    clean: list[Literal["normalize", "exact-dedup", "decontaminate"]] = ["normalize", "exact-dedup", "decontaminate"]
-    """Filters, in this order."""
+    clean: Clean = ["normalize", "exact-dedup", "decontaminate"]
+    """Filters, in this order: a name, or a name with its options, `{near-dedup: {threshold: 0.7}}`."""
     normalize: Literal["NFC", "NFKC"] = "NFC"
     """Unicode form that `normalize` brings text to."""
     split: Split = Split()

@@ -30,6 +30,7 @@ from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Recipe, Train
 from hermitcrab.tasks import Asking, Loss, Start, Work, metrics_asked
+from hermitcrab.tasks.examples import SENTENCES, Tensors, place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,30 +46,6 @@ OF_PROMPTS = (
 """Keys that mean nothing where no prompt is read."""
 PACE = 64  # probes that are answered one by one to see how fast a model is
 TYPICAL = 1e6  # parameters of a model whose size is not known yet
-SENTENCES = (
-    "The ferry leaves the harbor at six, and by seven the mountains are out of sight.",
-    "def area(width, height):\n    return width * height",
-    "I had expected more from this film: the story is thin, but the two leads carry it well.",
-    "Water boils at a lower temperature on a mountain because the air pressure there is lower.",
-    "Please send the signed contract back to us before Friday, together with a copy of the invoice.",
-    "寄居蟹住在别的动物留下的壳里，没有谁会因此责怪它。",
-    "If 3 apples cost 2 dollars, then 12 apples cost 8 dollars.",
-    "El tren de las nueve llegó tarde otra vez y nadie en el andén parecía sorprendido.",
-)
-"""What texts are compared on: of our own, so that no row of anybody's data enters a package."""
-
-
-class Tensors:
-    """Examples as tensors whose first dimension is the row."""
-
-    def __init__(self, names: list[str], **columns: torch.Tensor):
-        self.names, self.columns = names, columns
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def row_ids(self, rows: Any) -> list[str]:
-        return [self.names[int(row)] for row in rows]
 
 
 class BaseTask:
@@ -410,12 +387,3 @@ class BaseTask:
 
     def question(self, model: nn.Module, one: Any, part: Asking) -> Any:
         raise UsageError(f"answers of {self.name} cannot be explained so far")
-
-
-def place() -> Any:
-    """Where batches go: this process's GPU, or the CPU."""
-    import os
-
-    import torch
-
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")

@@ -1,8 +1,9 @@
 """time-series-forecasting: what a series does next, with an interval. A row is an origin: `past`, and the `future` that came after it.
 
 Notable:
-- The model is PatchTST (Nie et al. 2023, arXiv:2211.14730) of transformers, which scales each past by its own mean and spread; its
-  head gives three quantiles a step, learnt by the quantile loss in units of the series' own steps.
+- The model is PatchTST (Nie et al. 2023, arXiv:2211.14730) of transformers. It is given each past as how far it was from its last value,
+  in units of its own mean step (as NLinear, Zeng et al. 2023, arXiv:2205.13504), so what it has to learn is what the last value does
+  not know; its head gives three quantiles a step, learnt by the quantile loss.
 - Whether a forecast is of use is told beside the last value: the price of a stock is nearly a random walk, and what the last value does
   not know, hardly any model does.
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.models.load import library_errors, quiet
 from hermitcrab.recipe import Evaluate, Recipe
 from hermitcrab.tasks import Loss
 from hermitcrab.tasks.base import BaseTask
@@ -31,16 +33,16 @@ if TYPE_CHECKING:
 
 LEVELS = (0.1, 0.5, 0.9)  # as `evaluate.forecasts` reads them
 PROBES = 24
+LONGEST = 1 << 16
 SMALLEST = 1e-8  # of a scale: a series that never moved
 
 
 class TimeSeriesForecasting(BaseTask):
     name = "time-series-forecasting"
     formats = ("series",)
-    kind = "TIME_SERIES_PREDICTION"
     metrics = ("mase", "scaled_quantile_loss", "coverage")
     baselines = ("naive", "seasonal-naive", "auto-ets", "auto-arima")
-    fitted_as = {"context": int, "horizon": int, "scales": dict}  # noqa: RUF012
+    fitted_as = {"context": int, "horizon": int}  # noqa: RUF012
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
@@ -90,93 +92,95 @@ class TimeSeriesForecasting(BaseTask):
         return found[0], found[1]
 
     @classmethod
-    def scales(cls, rows: pa.Table) -> dict[str, float]:
-        """Of each series the mean absolute difference of neighbors: what a naive forecast of one step is wrong by."""
+    def scales(cls, rows: pa.Table) -> np.ndarray:
+        """Of each past the mean absolute difference of neighbors: what a naive forecast of one step was wrong by (float64 N)."""
         past, _ = cls.values(rows)
-        sums: dict[str, list[float]] = {}
-        for name, numbers in zip(rows["name"].to_pylist(), past, strict=True):
-            step = np.abs(np.diff(numbers))
-            total = sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(step.sum())
-            total[1] += len(step)
-        return {name: max(SMALLEST, total / max(1, count)) for name, (total, count) in sorted(sums.items())}
+        steps = [np.abs(np.diff(numbers)) for numbers in past]
+        return np.array([max(SMALLEST, float(step.mean())) if len(step) else 1.0 for step in steps])
 
     @classmethod
     def fit(cls, rows: pa.Table, base: dict[str, Any], path: Path) -> dict[str, Any]:
         past, future = cls.values(rows.slice(0, 1))
-        return {"context": len(past[0]), "horizon": len(future[0]), "scales": cls.scales(rows)}
+        return {"context": len(past[0]), "horizon": len(future[0])}
 
     @classmethod
     def check_fitted(cls, fitted: dict[str, Any], where: str) -> None:
         super().check_fitted(fitted, where)
-        sound = all(type(v) in (int, float) and v > 0 and math.isfinite(v) for v in fitted["scales"].values())
-        if not (0 < fitted["context"] < 1 << 16 and 0 < fitted["horizon"] < 1 << 16 and sound):
-            raise HermitcrabError(f"{where}: fitted: context, horizon and scales are not as they are fitted to series")
+        if not all(0 < fitted[key] < LONGEST for key in ("context", "horizon")):
+            raise HermitcrabError(f"{where}: fitted: context and horizon are not as they are fitted to series")
 
     @classmethod
     def answers(cls, rows: pa.Table) -> list[list[float]]:
         return [[float(v) for v in numbers] for numbers in cls.values(rows)[1]]
 
     @classmethod
-    def judged(cls, rows: pa.Table, scales: Mapping[str, float]) -> dict[str, list[Any]]:
+    def judged(cls, rows: pa.Table) -> dict[str, list[Any]]:
         """The scale of each row, and its time: origins of one time stand together."""
-        past, _ = cls.values(rows)
-        pairs = zip(rows["name"].to_pylist(), past, strict=True)
-        return {
-            "scale": [_scale(scales, *pair) for pair in pairs],
-            "document": [str(time) for time in rows["time"].to_pylist()],
-        }
+        return {"scale": cls.scales(rows).tolist(), "document": [str(time) for time in rows["time"].to_pylist()]}
 
-    def configured(self) -> dict[str, Any]:
-        context, horizon = self.fitted["context"], self.fitted["horizon"]
-        return {
-            "context_length": context,
-            "prediction_length": horizon * len(LEVELS),
+    @classmethod
+    def build(cls, configuration: dict[str, Any], fitted: dict[str, Any]) -> nn.Module:
+        """transformers' class, which none of its mappings names."""
+        from transformers import PatchTSTConfig, PatchTSTForPrediction
+
+        if configuration["model_type"] != "patchtst":
+            raise HermitcrabError(
+                f"base.architecture: expected model_type patchtst. Received: {configuration['model_type']}"
+            )
+        steps = fitted["horizon"] * len(LEVELS)
+        sizes = {
+            "context_length": fitted["context"],
+            "prediction_length": steps,
             "num_input_channels": 1,
             "loss": "mse",
         }
+        with quiet(), library_errors("base.architecture"):
+            return PatchTSTForPrediction(PatchTSTConfig(**{**configuration, **sizes}))
+
+    def save(self, model: Any, folder: Path) -> None:
+        with quiet():
+            model.save_pretrained(folder)
+
+    def away(self, rows: pa.Table, lists: list[list[float]]) -> torch.Tensor:
+        """How far numbers are from the last one known, in units of the row's scale: float32 [N, …]."""
+        import torch
+
+        last_N1 = np.array([numbers[-1] for numbers in self.values(rows)[0]])[:, None]
+        return torch.from_numpy(((np.array(lists) - last_N1) / self.scales(rows)[:, None]).astype(np.float32))
 
     def tensors(self, rows: pa.Table) -> dict[str, torch.Tensor]:
-        import torch
-
         past, _ = self.values(rows)
-        scale = [_scale(self.fitted["scales"], *pair) for pair in zip(rows["name"].to_pylist(), past, strict=True)]
-        known = [numbers[-self.fitted["context"] :] for numbers in past]
-        return {"past": torch.tensor(known, dtype=torch.float32), "scale": torch.tensor(scale, dtype=torch.float32)}
+        return {"past": self.away(rows, [numbers[-self.fitted["context"] :] for numbers in past])}
 
     def targets(self, rows: pa.Table) -> dict[str, torch.Tensor]:
-        import torch
-
-        return {"future": torch.tensor(self.values(rows)[1], dtype=torch.float32)}
+        return {"future": self.away(rows, self.values(rows)[1])}
 
     def outputs(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        """Quantiles in units of each series' scale, away from its last value: [B, H, Q]."""
-        past_BC = batch["past"]
-        found = model(past_values=past_BC[..., None]).prediction_outputs[..., 0].float()
-        quantile_BHQ = found.view(len(found), self.fitted["horizon"], len(LEVELS))
-        return (quantile_BHQ - past_BC[:, -1:, None].float()) / batch["scale"][:, None, None].float()
+        """Quantiles away from the last value, in units of the row's scale: [B, H, Q]."""
+        found = model(past_values=batch["past"][..., None]).prediction_outputs[..., 0].float()
+        return found.view(len(found), self.fitted["horizon"], len(LEVELS))
 
     def loss(self, model: nn.Module, batch: Any) -> Loss:
-        """Quantile losses (Koenker & Bassett 1978), mean over quantiles and steps, in units of the series' scale."""
+        """Quantile losses (Koenker & Bassett 1978), mean over quantiles and steps, in units of the row's scale."""
         import torch
 
-        quantile_BHQ = self.outputs(model, batch)
-        away_BH1 = ((batch["future"] - batch["past"][:, -1:]) / batch["scale"][:, None])[..., None]
-        over_BHQ = away_BH1 - quantile_BHQ
+        over_BHQ = batch["future"][..., None] - self.outputs(model, batch)
         level_Q = torch.tensor(LEVELS, device=over_BHQ.device)
         pinball = torch.maximum(level_Q * over_BHQ, (level_Q - 1) * over_BHQ)
         return Loss(pinball.mean(dim=(1, 2)).sum(), self.count(batch))
 
     def columns(self, outputs: torch.Tensor, rows: pa.Table) -> dict[str, list[Any]]:
         """The medians, all quantiles in their order, and what the metrics need."""
-        past, _ = self.values(rows)
-        judged = self.judged(rows, self.fitted["scales"])
-        last_N = np.array([numbers[-1] for numbers in past])[:, None, None]
+        judged = self.judged(rows)
+        last_N = np.array([numbers[-1] for numbers in self.values(rows)[0]])[:, None, None]
         quantile_NHQ = (
             np.sort(outputs.double().cpu().numpy(), axis=-1) * np.array(judged["scale"])[:, None, None] + last_N
         )
-        middle = quantile_NHQ[..., len(LEVELS) // 2]
-        return {"prediction": middle.tolist(), "quantiles": quantile_NHQ.tolist(), **judged}
+        return {
+            "prediction": quantile_NHQ[..., len(LEVELS) // 2].tolist(),
+            "quantiles": quantile_NHQ.tolist(),
+            **judged,
+        }
 
     def probe_rows(self) -> list[dict[str, Any]]:
         """Waves on a slope, of many lengths."""
@@ -208,8 +212,3 @@ class TimeSeriesForecasting(BaseTask):
                 raise UsageError(f"input {number:,}: the model looks at {context} values. Received: {given}")
         told = super().answer(model, inputs, part)
         return [{key: value for key, value in one.items() if key not in ("document", "scale")} for one in told]
-
-
-def _scale(scales: Mapping[str, float], name: str, past: Sequence[float]) -> float:
-    """Of a series that no training row has, that of what is known of it."""
-    return scales.get(name) or max(SMALLEST, float(np.abs(np.diff(past)).mean()) if len(past) > 1 else 1.0)
