@@ -91,6 +91,25 @@ def _workers() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def _join(ray: Any, address: str, quiet: dict[str, str]) -> None:
+    """Join a Ray cluster, or start one here.
+
+    Raises:
+        HermitcrabError: it does not come up, or is not there; Ray's own words.
+    """
+    if ray.is_initialized():
+        return
+    local = address == "ray://local"
+    env = {"env_vars": {**quiet, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
+    try:
+        ray.init(
+            address="local" if local else address, runtime_env=env, log_to_driver=False, logging_level="warning",
+            include_dashboard=False if local else None,
+        )  # fmt: skip
+    except Exception as error:
+        raise HermitcrabError(f"{address} cannot be used: {' '.join(str(error).split())[:300]}") from error
+
+
 @cache
 def _daft(address: str | None) -> Any:
     """Daft with the runner that is asked for, telling nobody. A process has one runner.
@@ -102,13 +121,7 @@ def _daft(address: str | None) -> Any:
     os.environ.update(quiet)
     daft = needs("daft", "data")
     if address is not None:
-        ray, local = needs("ray", "ray"), address == "ray://local"
-        if not ray.is_initialized():
-            ray.init(
-                address="local" if local else address,
-                runtime_env={"env_vars": {**quiet, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
-                log_to_driver=False, logging_level="warning", include_dashboard=False if local else None,
-            )  # fmt: skip
+        _join(needs("ray", "ray"), address, quiet)
     try:
         if address is None:
             daft.set_runner_native()
