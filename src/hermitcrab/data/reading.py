@@ -156,6 +156,9 @@ class Reading:
             HermitcrabError: for a file that cannot be read.
         """
         name = name or self.source.path
+        if self.source.windows is not None:
+            yield from _windows(self.source, path, digest, uri, self.ledger)
+            return
         with (
             open_source(self.source, path, self.labels, name) as table,
             progress(f"reading {name}", unit="rows") as bar,
