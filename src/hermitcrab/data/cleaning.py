@@ -144,7 +144,7 @@ class Cleaning:
         names = ", ".join(name for name, _ in segment.steps) or ("repeated lines" if segment.line_dedup else "reading")
         self.engine.each(segment, pieces, names)
         rows = [folder / f"rows-{task:06d}.arrow" for task in range(len(pieces))]
-        return Scratch(folder, [[(path, bucket) for path in rows] for bucket in range(segment.buckets)])
+        return Scratch(folder, [[(path, bucket) for path in rows] for bucket in range(segment.buckets)], len(pieces))
 
     def _tell(self, group: Group, scratch: Scratch) -> None:
         """What the filters of a pass counted, all tasks together."""

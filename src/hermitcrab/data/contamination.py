@@ -164,7 +164,7 @@ def resolve(
     each(HeldOut(scratch, format, n), tasks, "reading held-out rows")
     _index(census, folder, len(tasks))
     each(Scan(scratch, format, n), tasks, "looking for held-out words")
-    found = scratch.all("spans")
+    found = scratch.all("spans", len(tasks))
     place_E, owner_E = (found.column(name).to_numpy() for name in ("place", "owner"))
     for rank in range(TRAIN):
         rows = np.unique(place_E[census.home_N[owner_E] == rank])

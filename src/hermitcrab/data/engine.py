@@ -66,7 +66,7 @@ def _frame(engine: Engine, work: Work, pieces: Sequence[Piece]) -> Any:
     call = daft.func.batch(return_dtype=daft.DataType.string(), batch_size=1)(run)
     frame = daft.from_pydict({"task": list(range(len(pieces)))})
     if engine.address:
-        frame = frame.repartition(min(len(pieces), 4 * _workers()))
+        frame = frame.into_partitions(min(len(pieces), 4 * _workers()))
     for batch in frame.select(call(daft.col("task")).alias("failed")).to_arrow_iter():
         yield from batch.column("failed").to_pylist()
 

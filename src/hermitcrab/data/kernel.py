@@ -71,6 +71,10 @@ def utf8(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return data_B[start_N1[0] : start_N1[-1]], start_N1 - start_N1[0]
 
 
+def is_han(code: int) -> bool:
+    return 0x3400 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF
+
+
 def spans() -> list[range]:
     """Code points worth a look: all but Han, Hangul syllables, surrogates and private use, which are themselves in every normal form."""
     return [range(0x3400), range(0xA000, 0xAC00), range(0xF900, 0x20000)]

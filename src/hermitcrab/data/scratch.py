@@ -81,10 +81,11 @@ def write_arrow(path: Path, batches: list[pa.Table]) -> None:
 
 @dataclass(frozen=True)
 class Scratch:
-    """What a pass left. `places[b]` lists (file, batch) of bucket b."""
+    """What a pass left. `places[b]` lists (file, batch) of bucket b; `tasks`: how many there were."""
 
     folder: Path
     places: list[list[tuple[Path, int]]]
+    tasks: int
 
     def read(self, bucket: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of a bucket, in no order."""
@@ -108,12 +109,12 @@ class Scratch:
         at = census.find(ids(table.column("row_id")), table.column("_split").to_numpy())
         return table.filter(pa.array(np.asarray(census.alive_N)[at]))
 
-    def all(self, kind: str) -> pa.Table:
-        """What all tasks left of a kind (`keys`, `gone`, …), in the order of the tasks."""
-        return _concat(sorted(self.folder.glob(f"{kind}-*.arrow")))
+    def all(self, kind: str, tasks: int | None = None) -> pa.Table:
+        """What all tasks (of the pass, or so many) left of a kind (`keys`, `gone`, …), in their order."""
+        return _concat([self.folder / f"{kind}-{task:06d}.arrow" for task in range(tasks or self.tasks)])
 
     def told(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_bytes()) for path in sorted(self.folder.glob("told-*.json"))]
+        return [json.loads((self.folder / f"told-{task:06d}.json").read_bytes()) for task in range(self.tasks)]
 
 
 def _concat(paths: list[Path]) -> pa.Table:
