@@ -49,10 +49,20 @@ REPEATED = (OURS, BY_HAND)  # the slow ones run once
 THRESHOLD, VOCABULARY = 0.8, 32_768
 CLEAN: list[Any] = [
     {"unicode": {"form": "NFKC", "mojibake": False}},
-    {"quality": {"rules": ["length", "repetition"]}},
+    {
+        "quality": {
+            "rules": ["length", "repetition"],
+            "repetition": {
+                "duplicate_lines": 1.0,
+                "duplicate_paragraphs": 1.0,
+                "duplicate_line_characters": 1.0,
+                "duplicate_paragraph_characters": 1.0,
+            },
+        }
+    },
     "exact-dedup",
     {"near-dedup": {"threshold": THRESHOLD}},
-]
+]  # rules of lines are off: the script by hand and two peers have none
 WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
 
 

@@ -44,10 +44,10 @@ def tokenize(folder: Path, options: Tokens, base: tuple[Any, int, int | None] | 
     """
     learnt = base or (learn(folder / "train.parquet", options.vocab_size, options.sample), 0, None)
     tokenizer, eos, bos = learnt
-    told, facts = [], {}
+    coders, told, facts = Coders(tokenizer), [], {}
     for name in SPLITS:
         began = time.process_time()
-        done = encode(folder / f"{name}.parquet", folder / "tokens" / name, tokenizer, eos, bos)
+        done = coders.encode(folder / f"{name}.parquet", folder / "tokens" / name, eos, bos)
         told.append({"split": name, "documents": done.documents, "tokens": done.tokens, "bytes": done.text_bytes})
         facts[name] = {"encoder": done.encoder, "checked": done.checked, "differed": done.differed,
                        "cpu_seconds": time.process_time() - began}  # fmt: skip
@@ -191,20 +191,33 @@ def encode(path: Path, prefix: Path, tokenizer: Any, eos: int, bos: int | None =
 
     Every document is `[bos,] its ids, eos`. The bytes depend on the table and the tokenizer alone, whichever encoder wrote them.
     """
-    reference = Reference(tokenizer)
-    if fast:
-        checked, differed = 0, None
-        try:
-            return _encode(path, prefix, Fast(tokenizer), reference, eos, bos)
-        except ImportError:
-            pass  # told: Encoded.encoder
-        except _Differs as error:
-            checked, differed = error.args
-        except ValueError as error:  # a tokenizer.json with parts that the fast encoder does not know
-            differed = f"refused: {' '.join(str(error).split())[:200]}"
-        done = _encode(path, prefix, reference, None, eos, bos)
+    return Coders(tokenizer, fast).encode(path, prefix, eos, bos)
+
+
+class Coders:
+    """Both encoders of a tokenizer, made once: reading a vocabulary costs as much as encoding megabytes."""
+
+    def __init__(self, tokenizer: Any, fast: bool = True):
+        self.reference = Reference(tokenizer)
+        self.refused: str | None = None
+        self.fast: Fast | None = None
+        if fast:
+            try:
+                self.fast = Fast(tokenizer)
+            except ImportError:
+                pass  # told: Encoded.encoder
+            except ValueError as error:  # a tokenizer.json with parts that the fast encoder does not know
+                self.refused = f"refused: {' '.join(str(error).split())[:200]}"
+
+    def encode(self, path: Path, prefix: Path, eos: int, bos: int | None) -> Encoded:
+        checked, differed = 0, self.refused
+        if self.fast is not None:
+            try:
+                return _encode(path, prefix, self.fast, self.reference, eos, bos)
+            except _Differs as error:
+                checked, differed = error.args
+        done = _encode(path, prefix, self.reference, None, eos, bos)
         return Encoded(done.documents, done.tokens, done.text_bytes, done.encoder, checked, differed)
-    return _encode(path, prefix, reference, None, eos, bos)
 
 
 def _encode(path: Path, prefix: Path, encoder: Any, reference: Any, eos: int, bos: int | None) -> Encoded:
