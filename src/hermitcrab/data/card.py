@@ -28,7 +28,8 @@ CONTEXT = {
     "includes": "cr:includes", "isLiveDataset": "cr:isLiveDataset", "jsonPath": "cr:jsonPath", "key": "cr:key", "md5": "cr:md5",
     "parentField": "cr:parentField", "path": "cr:path", "recordSet": "cr:recordSet", "references": "cr:references",
     "regex": "cr:regex", "repeated": "cr:repeated", "replace": "cr:replace", "separator": "cr:separator", "source": "cr:source",
-    "subField": "cr:subField", "transform": "cr:transform",
+    "subField": "cr:subField", "transform": "cr:transform", "samplingRate": "cr:samplingRate",
+    "equivalentProperty": "cr:equivalentProperty",
 }  # fmt: skip
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SAMPLE = 4096  # bytes of each text by which its language is told
@@ -107,7 +108,7 @@ def croissant(facts: dict[str, Any]) -> dict[str, Any]:
     """Croissant 1.1 of the prepared rows: their files, fields, sources, and how they came about."""
     files = [
         {"@type": "cr:FileObject", "@id": f"{split}.parquet", "name": f"{split}.parquet", "contentUrl": f"{split}.parquet",
-         "encodingFormat": "application/vnd.apache.parquet", "sha256": facts["files"][split].removeprefix("sha256:")}
+         "encodingFormat": "application/x-parquet", "sha256": facts["files"][split].removeprefix("sha256:")}
         for split in SPLITS
     ]  # fmt: skip
     records = [
