@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.errors import HermitcrabError
+from hermitcrab.models.load import load_model
 from hermitcrab.recipe import Train
 from hermitcrab.tasks import Start
 from hermitcrab.tasks.translation import Translation
@@ -102,3 +104,18 @@ def test_transformers_opens_what_was_saved_and_says_the_same(fitted, tmp_path):
     given = tokenizer(SOURCE[:3], return_tensors="pt", padding=True)
     found = peer.generate(input_ids=given["input_ids"], attention_mask=given["attention_mask"], max_new_tokens=12)
     assert [text.strip() for text in tokenizer.batch_decode(found, skip_special_tokens=True)] == said
+
+
+def test_positions_that_no_file_has_are_computed_and_bounded(fitted, tmp_path):
+    """A model most of whose parameters beyond the vocabulary are sinusoids is opened; one that asks for a wall of them is not."""
+    wide = {**BASE, "configuration": {**BASE["configuration"], "d_model": 64, "max_position_embeddings": 128}}
+    made = Translation(Start(wide, Path(), 1, fitted), Train(method="full"))
+    model = made.model(torch.float32)
+    made.save(model, tmp_path)
+    again = load_model({"files": [], "name": "b"}, tmp_path, torch.float32, Translation.kind)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1 << 20}))
+    with pytest.raises(HermitcrabError, match="the configuration asks for"):
+        load_model({"files": [], "name": "b"}, tmp_path, torch.float32, Translation.kind)

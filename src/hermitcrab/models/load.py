@@ -351,13 +351,15 @@ def _assemble(
     model_class = _model_class(config, path, kind)
     with library_errors(path):
         with torch.device("meta"):
-            wanted = sum(p.numel() for p in model_class(config).parameters())
+            asked = list(model_class(config).parameters())
+        wanted = sum(p.numel() for p in asked if p.requires_grad)
+        fixed = sum(p.numel() for p in asked if not p.requires_grad)  # computed and in no file: Marian's sinusoids
         room = weights.parameters * SLACK + 1024
         if new_head is not None:  # a pooler and a head on the body
             room += 2 * getattr(config, "hidden_size", 0) ** 2 + 1024 * getattr(config, "hidden_size", 0)
-        if wanted > room:
+        if wanted > room or fixed > room:
             raise HermitcrabError(
-                f"{path}: the configuration asks for {wanted:,} parameters, the weights have {weights.parameters:,}"
+                f"{path}: the configuration asks for {wanted + fixed:,} parameters, the weights have {weights.parameters:,}"
             )
         with torch.random.fork_rng(devices=[], enabled=new_head is not None):
             torch.manual_seed(new_head) if new_head is not None else None
