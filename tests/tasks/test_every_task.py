@@ -147,13 +147,17 @@ def session(folder: Path, artifacts: Any, recipe: Any) -> Session:
     return Session.open(folder)
 
 
-def trained(made: Session, processes: int = 1, mark: Any = lambda: None) -> dict[str, torch.Tensor]:
+def trained(
+    made: Session, processes: int = 1, mark: Any = lambda: None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Every tensor of the trained model, and what it says of the probes."""
     plan, model = made.plan(processes)
     if processes > 1:
         launch(made.folder, processes)
     model = made.ready(model, plan)
     made.fit(model, plan, mark)
-    return {name: tensor.clone() for name, tensor in {**learnt(model), **dict(model.named_buffers())}.items()}
+    tensors = {name: tensor.clone() for name, tensor in {**learnt(model), **dict(model.named_buffers())}.items()}
+    return tensors, made.task.probe_outputs(model, made.task.probes())
 
 
 class Killed(BaseException):
@@ -186,7 +190,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_killed_behind_a_checkpoint_and_resumed_is_bit_identical(task, prepared, tmp_path, monkeypatch):
     folder, artifacts, recipe = prepared(task)
     monkeypatch.chdir(folder)
-    calm = trained(session(tmp_path / "calm", artifacts, recipe))
+    calm, _ = trained(session(tmp_path / "calm", artifacts, recipe))
 
     def kill() -> None:
         raise Killed
@@ -194,7 +198,7 @@ def test_killed_behind_a_checkpoint_and_resumed_is_bit_identical(task, prepared,
     with pytest.raises(Killed):
         trained(session(tmp_path / "killed", artifacts, recipe), mark=kill)
     assert len(found(tmp_path / "killed" / "checkpoints")) == 1
-    resumed = trained(Session.open(tmp_path / "killed"))
+    resumed, _ = trained(Session.open(tmp_path / "killed"))
     assert calm.keys() == resumed.keys()
     assert all(torch.equal(calm[name], resumed[name]) for name in calm)
 
@@ -207,10 +211,10 @@ def test_two_processes_agree_with_one(task, prepared, tmp_path, monkeypatch, cap
     if load_task(task).why_not_split:
         assert load_task(task).why_not_split in refused(capsys, "run", "r.yaml", "cluster.processes=2")
         return
-    one = trained(session(tmp_path / "one", artifacts, recipe))
-    two = trained(session(tmp_path / "two", artifacts, recipe), 2)
-    for name, tensor in one.items():
-        assert torch.allclose(tensor.float(), two[name].float(), rtol=1e-3, atol=1e-4), name
+    # What they say, not each weight: Adam makes whole steps of the rounding in a gradient that is zero (a key's bias, in attention).
+    _, one = trained(session(tmp_path / "one", artifacts, recipe))
+    _, two = trained(session(tmp_path / "two", artifacts, recipe), 2)
+    assert torch.allclose(one, two, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
 
 
 @pytest.mark.parametrize("task", EVERY)
