@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from hermitcrab.cli.arguments import STORE, Answer, Verb, arg, columns_of, verb
 from hermitcrab.errors import UsageError
 
 
 def data_verb(args: argparse.Namespace) -> Answer:
+    if args.what in ("card", "row"):
+        return (_card if args.what == "card" else _row)(args)
     from hermitcrab.data.looking import differ, inspect, render_diff, render_inspection
     from hermitcrab.recipe import Source
     from hermitcrab.store import Store
@@ -33,12 +36,45 @@ def data_verb(args: argparse.Namespace) -> Answer:
     return told, lambda: render_diff(told), 0
 
 
+def _card(args: argparse.Namespace) -> Answer:
+    from hermitcrab.data.card import croissant, data_facts
+    from hermitcrab.pipeline import find_run
+    from hermitcrab.report.data import write_data_page
+    from hermitcrab.store import Store, write_json
+
+    if len(args.sources) != 1:
+        raise UsageError("data card takes the name of one run (see `crab data --help`)")
+    name = args.sources[0].removeprefix("run:")
+    _, made = find_run(name, Store(args.store))
+    facts = data_facts(name, made["collect"], made["prepare"])
+    folder = args.out or Path(f"{name}-data")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_data_page(facts, folder / "data.html")
+    write_json(folder / "croissant.json", croissant(facts))
+    told = {"page": str(folder / "data.html"), "croissant": str(folder / "croissant.json"), "facts": facts}
+    return told, lambda: f"page       {told['page']}\nCroissant  {told['croissant']}", 0
+
+
+def _row(args: argparse.Namespace) -> Answer:
+    import json
+
+    from hermitcrab.data.following import follow
+    from hermitcrab.pipeline import find_run
+    from hermitcrab.store import Store
+
+    if len(args.sources) != 2:
+        raise UsageError("data row takes the name of a run and a row id (see `crab data --help`)")
+    told = follow(args.sources[1], find_run(args.sources[0].removeprefix("run:"), Store(args.store))[1])
+    return told, lambda: json.dumps(told, ensure_ascii=False, indent=1), 0
+
+
 VERBS: dict[str, Verb] = dict([
-    verb("data", "look at a source (inspect), or at what is different between two (diff)", data_verb,
+    verb("data", "look at a source (inspect, diff), tell the data of a run (card), or the way of one row (row)", data_verb,
           "crab data inspect rows.jsonl --format text",
-          arg("what", choices=("inspect", "diff"), help="inspect one source, or diff two"),
+          arg("what", choices=("inspect", "diff", "card", "row"), help="inspect a source, diff two, card of a run, row of a run by its id"),
           arg("sources", nargs="+", metavar="SOURCE", 
-              help="files, folders, patterns, addresses as in a recipe, or run:NAME/collect, run:NAME/prepare"),
+              help="files, folders, addresses as in a recipe, run:NAME/collect, run:NAME/prepare; of card, row a run's name"),
+          arg("--out", type=Path, metavar="FOLDER", help="of card: where the page and croissant.json go (default: RUN-data)"),
           arg("--format", default="text", help="what a row is, as in a recipe (default: text)"),
           arg("--type", default="auto", help="what the files are, as in a recipe (default: by their endings)"),
           arg("--column", action="append", default=[], metavar="WANTED=COLUMN", help="a column of the file, or a text with {column} in it"),
