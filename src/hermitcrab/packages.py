@@ -1,4 +1,4 @@
-"""One file out of a package of a registry: what wheels (`wheels.py`) and Debian packages (`debs.py`) have in common.
+"""One file, or one folder, out of a package of a registry: what wheels (`wheels.py`) and Debian packages (`debs.py`) have in common.
 
 Behind a mirror and no hub this is how many teams get models and data. The package manager fetches the package (so its
 configuration, mirrors and certificates count), a single member is unpacked, and only if its sha256 is the one in the
@@ -16,18 +16,19 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from hermitcrab.digest import CHUNK
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.progress import progress
-from hermitcrab.references import cache_folder, check_digest, digest_path
+from hermitcrab.references import cache_folder, check_digest, digest_folder, digest_path
 from hermitcrab.store import Store, disk_errors, sync_folder
 
 TEMPORARY = ".fetch-"
 BOMB_FROM = 64 << 20  # bytes unpacked
+MOST_FILES = 10_000  # of a folder
 BOMB_RATIO = 200  # unpacked to packed; weights and data stay far below
 
 
@@ -45,6 +46,7 @@ class Format:
         equals: what stands between name and version.
         download: (member, empty folder) → the package, in that folder.
         unpack: (member, package, path to write) → digest of what was written.
+        names: (member, package) → all its files; None where no folder is taken out of such packages.
     """
 
     kind: str
@@ -56,6 +58,7 @@ class Format:
     version: re.Pattern[str]
     download: Callable[[Member, Path], Path]
     unpack: Callable[[Member, Path, Path], str]
+    names: Callable[[Member, Path], list[str]] | None = None
 
     def parse(self, reference: str, sha256: str | None) -> Member:
         """Raises UsageError where the form is wrong or the digest is missing."""
@@ -63,23 +66,25 @@ class Format:
         name, equals, version = requirement.partition(self.equals)
         if not slash or not equals or not self.name.fullmatch(name) or not self.version.fullmatch(version):
             raise UsageError(f"{reference}: expected {self.form}, such as {self.example}")
-        parts = path.split("/")
+        folder = path.endswith("/") and self.names is not None
+        parts = path.removesuffix("/").split("/") if folder else path.split("/")
         if "\\" in path or ":" in path or not path.isprintable() or any(part in ("", ".", "..") for part in parts):
             raise UsageError(f"{reference}: `{path}` is no path of a file inside a {self.container}")
         if sha256 is None:
+            what = "folder" if folder else "file"
             raise UsageError(
-                f"{reference}: needs sha256, the digest of the file inside the {self.container}; a name says no bytes"
+                f"{reference}: needs sha256, the digest of the {what} inside the {self.container}; a name says no bytes"
             )
         return Member(self, reference, name, version, path, sha256)
 
     def fetch(self, reference: str, sha256: str, store: Store) -> Path:
-        """The file, in the user's cache, with exactly that digest."""
+        """The file or folder, in the user's cache, with exactly that digest."""
         member = self.parse(reference, sha256)
         path = member.cached()
-        if path.is_file() and digest_path(path, store) == sha256:
+        if member.is_there(store):
             return path
         with Store(cache_folder()).lock(sha256, reference), disk_errors("cannot write to the cache"):
-            if path.is_file() and digest_path(path, store) == sha256:
+            if member.is_there(store):
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
             for left in path.parent.glob(f"{TEMPORARY}*"):  # of a killed fetch; nobody else is here under this lock
@@ -87,15 +92,40 @@ class Format:
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=TEMPORARY) as folder:
                 package = self.download(member, Path(folder))
                 out = Path(folder) / "member"
-                check_digest(reference, self.unpack(member, package, out), sha256)
+                found = (
+                    self._unpack_folder(member, package, out, store)
+                    if member.folder
+                    else self.unpack(member, package, out)
+                )
+                check_digest(reference, found, sha256)
+                if path.is_dir():
+                    shutil.rmtree(path)  # of other bytes than it should have
                 os.replace(out, path)
                 sync_folder(path.parent)
         return path
 
+    def _unpack_folder(self, member: Member, package: Path, out: Path, store: Store) -> str:
+        """Every file below a folder of the package, and the folder's digest."""
+        assert self.names is not None
+        names = self.names(member, package)
+        inside = [name for name in names if name.startswith(member.path)]
+        if not inside:
+            raise member.absent({f"{PurePosixPath(name).parent}/" for name in names})
+        if len(inside) > MOST_FILES:
+            raise member.error(f"has {len(inside):,} files; expected at most {MOST_FILES:,}")
+        for name in inside:
+            parts = name.removeprefix(member.path).split("/")
+            if "\\" in name or any(part in ("", ".", "..") for part in parts):
+                raise member.damaged(f"a file is named {name[:80]!r}")
+            target = out.joinpath(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.unpack(replace(member, path=name), package, target)
+        return digest_folder(out, store)
+
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a package, known by its digest."""
+    """A file in a package, or a folder (its path ends in `/`), known by its digest."""
 
     format: Format
     reference: str
@@ -103,6 +133,16 @@ class Member:
     version: str
     path: str
     sha256: str
+
+    @property
+    def folder(self) -> bool:
+        return self.path.endswith("/")
+
+    def is_there(self, store: Store) -> bool:
+        path = self.cached()
+        if self.folder:
+            return path.is_dir() and digest_folder(path, store) == self.sha256
+        return path.is_file() and digest_path(path, store) == self.sha256
 
     @property
     def requirement(self) -> str:

@@ -22,7 +22,7 @@ from hermitcrab.digest import describe_files, digest_json, short, tree_files
 from hermitcrab.energy import Meter
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.lineage.keys import default_key, fingerprint, load_private
-from hermitcrab.lineage.licenses import check, refuse, result_license
+from hermitcrab.lineage.licenses import admit, check, refuse, result_license
 from hermitcrab.progress import progress, say, warn
 from hermitcrab.recipe import Recipe
 from hermitcrab.references import Resolved, fetch, resolve
@@ -92,7 +92,11 @@ class Run:
             self.resolved[reference] = resolve(reference, sha256, self.store)
 
     def check_licenses(self, base_license: str | None) -> None:
-        """What forbids the declared use is said before anything runs, and stops."""
+        """What forbids the declared use is said before anything runs, and stops; so does a source that the recipe's policy keeps out."""
+        data = self.recipe.data
+        given = [(source.path, source.license) for source in (*data.train, *data.validation, *data.test)]
+        if kept_out := admit(given, data.licenses.allow, data.licenses.deny):
+            raise HermitcrabError("\n".join(kept_out))
         findings = check(self.recipe.use, base_license, self._data_licenses())
         for finding in findings:
             if not finding.stops and finding not in self.warned:
@@ -172,6 +176,7 @@ class Run:
                         resolved=self.resolved,
                         base=self.recipe.base,
                         processes=self.recipe.cluster.processes,
+                        cluster=self.recipe.cluster.address,
                         trial=self.trial,
                     )
                 )

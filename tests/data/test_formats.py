@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from cleaned import clean
 
-from hermitcrab.data.clean import normalize
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.readers import BadRow
-from hermitcrab.data.rows import check_sources, read_rows
-from hermitcrab.data.tables import FORMATS, Splits, answer, column_kind, question, register_format, schema
+from hermitcrab.data.reading import check_sources, read_rows
+from hermitcrab.data.tables import FORMATS, answer, column_kind, question, register_format, schema
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.recipe import Source
 
@@ -56,7 +56,7 @@ def test_what_cannot_be_gathered_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("format", sorted(FORMATS))
-def test_every_format_has_a_schema_a_question_and_an_answer(format):
+def test_every_format_has_a_schema_a_question_and_an_answer(tmp_path, format):
     sample = {"text": "Größe", "number": 2.0, "json": '{"a": "b"}', "bytes": b"raw"}
     row = {column: sample[column_kind(column)] for column in FORMATS[format]} | {
         "row_id": "1",
@@ -67,21 +67,20 @@ def test_every_format_has_a_schema_a_question_and_an_answer(format):
         row["messages"] = json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     assert isinstance(question(format, row), str)
     answer(format, row)
-    import pyarrow as pa
+    cells = tuple(row[column] for column in FORMATS[format])
+    made = clean(
+        tmp_path, [cells, cells], format=format, clean=["normalize", "exact-dedup", "decontaminate"], form="NFKC"
+    )
+    assert made.tables["train"].num_rows == 1
+    assert made.tables["train"].schema.remove_metadata() == schema(format)
 
-    table = pa.Table.from_pylist([row], schema(format))
-    splits = Splits(format, {"train": table})
-    normalize(splits, "NFKC")
-    assert splits.tables["train"].num_rows == 1
 
-
-def test_texts_inside_json_are_normalized_and_stay_json():
-    import pyarrow as pa
-
-    row = {"row_id": "1", "source": "s", "document": None, "record": '{"a": "ｘ＂y", "n": 1.5}', "target": "t"}
-    splits = Splits("tabular", {"train": pa.Table.from_pylist([row], schema("tabular"))})
-    normalize(splits, "NFKC")
-    assert json.loads(splits.tables["train"]["record"][0].as_py()) == {"a": 'x"y', "n": 1.5}
+def test_texts_inside_json_are_normalized_and_stay_json(tmp_path):
+    made = clean(
+        tmp_path, [('{"a": "ｘ＂y", "b": "", "n": 1.5}', "t")], format="tabular", clean=["normalize"], form="NFKC"
+    )
+    assert json.loads(made.tables["train"]["record"][0].as_py()) == {"a": 'x"y', "b": "", "n": 1.5}
+    assert made.ledger[0]["changed"] == {"normalized": 1}
 
 
 def test_a_format_of_a_task_from_outside_is_known_once_and_cannot_change_another(monkeypatch):

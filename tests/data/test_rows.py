@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.rows import check_sources, parse_template, read_rows
+from hermitcrab.data.reading import check_sources, read_rows
+from hermitcrab.data.rows import parse_template
 from hermitcrab.data.tables import row_id
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.recipe import Source

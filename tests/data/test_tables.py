@@ -1,10 +1,12 @@
 import json
+from itertools import pairwise
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hermitcrab.data.tables import (
-    Splits,
     TableWriter,
     answer,
     question,
@@ -12,6 +14,7 @@ from hermitcrab.data.tables import (
     row_id,
     rows_of,
     schema,
+    write_rows,
     write_table,
 )
 
@@ -53,10 +56,18 @@ def test_question_and_answer_of_each_format(format, columns, asked, said):
     assert (question(format, columns), answer(format, columns)) == (asked, said)
 
 
-def test_dropped_rows_leave_with_split_and_reason(tmp_path):
-    empty = schema("text").empty_table()
-    table = empty.from_pylist([row(i, text=str(i)) for i in range(3)], schema("text"))
-    splits = Splits("text", {"train": table, "validation": empty, "test": empty})
-    splits.drop("train", [None, "why", None])
-    assert [r["text"] for r in rows_of(splits.tables["train"])] == ["0", "2"]
-    assert splits.dropped == [(row_id("sha256:x", 1), "train", "why")]
+@settings(deadline=None, max_examples=10)
+@given(cuts=st.lists(st.integers(0, 20_000), max_size=5), long=st.integers(0, 19_999))
+def test_many_rows_at_once_give_the_bytes_of_one_after_the_other(tmp_path_factory, cuts, long):
+    folder, kind = tmp_path_factory.mktemp("tables"), schema("text")
+    rows = [row(i, text="é" * (20_000_000 if i == long else i % 7)) for i in range(20_000)]
+    write_rows(folder / "one", rows, kind)
+    table, edges = kind.empty_table().from_pylist(rows, kind), sorted({0, *cuts, 20_000})
+    with TableWriter(folder / "many", kind) as out:
+        for first, last in pairwise(edges):
+            if first % 2:
+                out.write(table.slice(first, last - first))
+            else:
+                for each in rows[first:last]:
+                    out.add(each)
+    assert (folder / "one").read_bytes() == (folder / "many").read_bytes()

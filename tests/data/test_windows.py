@@ -9,7 +9,7 @@ import pytest
 
 from hermitcrab.data.ledger import Ledger
 from hermitcrab.data.readers import BadRow
-from hermitcrab.data.rows import check_sources, read_rows
+from hermitcrab.data.reading import check_sources, read_rows
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.recipe import Source
 

@@ -166,3 +166,35 @@ def test_hub_licenses():
     assert hub_license("MIT AND LicenseRef-research-only") == ("other", "mit-and-licenseref-research-only", None)
     for hub in HUB:
         assert hub_license(hub)[0] == hub
+
+
+def test_obligations_of_all_licenses_are_told_together():
+    from hermitcrab.lineage.licenses import obligations
+
+    found = obligations(["CC-BY-SA-4.0", "apache-2.0", "llama3.1", "MIT OR GPL-2.0-only"])
+    assert found["share-alike"] == ["CC-BY-SA-4.0", "GPL-2.0-only"]
+    assert found["attribution"] == ["Apache-2.0", "CC-BY-SA-4.0", "MIT"]
+    assert found["`Built with Llama` is shown"] == ["LicenseRef-Llama-3.1"]
+    assert "non-commercial" not in found
+    assert obligations(["CC-BY-NC-4.0"])["non-commercial"] == ["CC-BY-NC-4.0"]
+    assert obligations(["LicenseRef-ours"]) == {"terms that hermitcrab does not know: read them": ["LicenseRef-ours"]}
+    assert obligations(["CC0-1.0"]) == {}
+
+
+def test_a_policy_of_the_recipe_lets_in_and_stops():
+    from hermitcrab.lineage.licenses import admit
+
+    given = [
+        ("a.csv", "MIT"),
+        ("b.csv", "CC-BY-SA-4.0"),
+        ("c.csv", "GPL-3.0-only OR MIT"),
+        ("d.csv", "MIT AND GPL-3.0-only"),
+    ]
+    assert admit(given, [], []) == []
+    assert admit(given, ["MIT", "CC-BY-*"], []) == [
+        "d.csv: its license MIT AND GPL-3.0-only is not among those allowed by data.licenses (GPL-3.0-only)"
+    ]
+    denied = admit(given, [], ["CC-BY-SA-*", "GPL-*"])
+    assert [line.split(":")[0] for line in denied] == ["b.csv", "d.csv"]
+    assert "denied by data.licenses (CC-BY-SA-4.0)" in denied[0]
+    assert admit([("x", "MIT")], ["MIT"], ["MIT"])

@@ -13,8 +13,11 @@ from hermitcrab.stages import PACKAGE
 # What a stage leans on without its result being decided there: messages, paths, the schema (its slice is in the key by value).
 PLUMBING = {
     "__init__.py", "errors.py", "progress.py", "recipe/__init__.py", "recipe/parts.py", "recipe/compress.py",
+    "recipe/clean.py", "recipe/filters.py", "recipe/data.py",
     "strict_yaml.py", "searching.py", "store.py", "digest.py", "references.py",
-    "packages.py", "wheels.py", "debs.py", "environment.py", "stages/__init__.py", "lineage/__init__.py", "data/__init__.py",
+    "packages.py", "wheels.py", "debs.py", 
+    "fetching/__init__.py", "fetching/http.py", "fetching/s3.py", "fetching/sql.py", "fetching/hubs.py",
+    "environment.py", "stages/__init__.py", "lineage/__init__.py", "data/__init__.py",
     "evaluate/__init__.py", "train/__init__.py", "models/__init__.py", "train/profiling.py", "tasks/__init__.py",
 }  # fmt: skip
 

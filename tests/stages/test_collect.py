@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hermitcrab.digest import digest_bytes, digest_file, digest_json
 from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.pipeline import references
 from hermitcrab.recipe import parse
-from hermitcrab.references import resolve
+from hermitcrab.references import fetch, resolve
 from hermitcrab.stages import PACKAGE, Job
 from hermitcrab.stages.collect import STAGE, collect_rows
 from hermitcrab.store import Store
@@ -31,18 +32,24 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+IMAGES = "task: image-classification\nbase: {path: scratch, architecture: {model_type: mlp, hidden_sizes: [4]}, license: MIT}"
+
+
 def recipe(data: str):
-    return parse(f"name: x\ntask: text-generation\nbase: {{path: base}}\ndata: {data}\n")
+    head = IMAGES if "image-label" in data else "task: text-generation\nbase: {path: base}"
+    return parse(f"name: x\n{head}\ndata: {data}\n")
 
 
 def collected(data: str, store=None):
     """Rows of a recipe's sources, as the stage leaves them (the base is not looked at)."""
     store, whole = store or Store("store"), recipe(data)
     sources = [*whole.data.train, *whole.data.validation, *whole.data.test]
-    resolved = {source.path: resolve(source.path, None, store) for source in sources}
+    resolved = {source.reference: resolve(source.reference, None, store) for source in sources}
     asked = {"slice": STAGE.slice(whole).model_dump(mode="json")}
     with store.draft("collect", digest_json(asked), asked) as draft:
-        collect_rows(Job(STAGE.slice(whole), {}, draft, {r: found.path for r, found in resolved.items()}, resolved))
+        collect_rows(
+            Job(STAGE.slice(whole), {}, draft, {r: fetch(found, store) for r, found in resolved.items()}, resolved)
+        )
         return store.seal(draft)
 
 
@@ -83,6 +90,73 @@ def test_sources_of_a_split_stand_in_one_table_with_their_names(place):
         "uri": "rows.csv", "split": "train", "sha256": digest_bytes(CSV), "size": len(CSV), "license": "MIT",
         "type": "csv", "format": "prompt-completion", "rows_read": 3, "rows_kept": 2,
     }  # fmt: skip
+
+
+def test_files_of_a_pattern_are_one_source_whatever_they_are_called(place):
+    Path("many").mkdir()
+    for name, text in (("a", "one"), ("b", "two"), ("copy", "one")):
+        Path(f"many/{name}.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    data = "{train: {path: 'many/*.jsonl', license: MIT, format: text}}"
+    artifact = collected(data)
+    assert [(r["source"], r["text"]) for r in rows(artifact)] == [("many/a.jsonl", "one"), ("many/b.jsonl", "two")]
+    assert artifact.read("ledger.json")[0]["dropped"] == {"row of a file that is the same as another of its source": 1}
+    assert [s["sha256"] for s in artifact.read("sources.json")] == [
+        digest_file(Path(f"many/{n}.jsonl")) for n in ("a", "b", "copy")
+    ]
+    Path("many/a.jsonl").rename("many/z.jsonl")
+    again = collected(data, Store("other"))
+    assert {r["row_id"]: r["text"] for r in rows(again)} == {r["row_id"]: r["text"] for r in rows(artifact)}
+    folder = collected("{train: {path: many, license: MIT, format: text}}", Store("third"))
+    assert {r["row_id"] for r in rows(folder)} == {r["row_id"] for r in rows(artifact)}
+
+
+def test_pattern_that_names_nothing_is_refused(place):
+    with pytest.raises(UsageError, match="no file has a name of this pattern"):
+        collected("{train: {path: 'none/*.csv', license: MIT}}")
+
+
+def test_folder_of_images_is_one_source(place):
+    from PIL import Image
+
+    for label in ("a", "b"):
+        Path(f"pics/{label}").mkdir(parents=True)
+        Image.new("L", (3, 3), ord(label)).save(f"pics/{label}/1.png")
+    artifact = collected("{train: {path: pics, license: MIT, format: image-label}}")
+    assert [r["label"] for r in rows(artifact)] == ["a", "b"]
+    (about,) = artifact.read("sources.json")
+    assert (about["type"], about["rows_kept"]) == ("images", 2)
+
+
+def test_password_never_stands_in_a_recipe(place):
+    with pytest.raises(UsageError, match="env:NAME") as told:
+        STAGE.slice(recipe("{train: {path: 'postgresql://me:hunter2@h/d', query: select 1, license: MIT}}"))
+    assert "hunter2" not in str(told.value)
+
+
+def test_full_disk_leaves_nothing_under_a_final_name(place):
+    import subprocess
+    import sys
+
+    Path("big.txt").write_bytes(
+        b"".join(bytes(np.random.default_rng(i).integers(97, 122, 200, np.uint8)) + b"\n" for i in range(40_000))
+    )
+    script = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+import test_collect
+test_collect.collected("{train: {path: big.txt, type: lines, license: MIT, format: text}}")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert ended.returncode != 0
+    assert "File too large" in ended.stderr
+    assert not list(Path("store").glob("artifacts/*"))
+    assert len(rows(collected("{train: {path: big.txt, type: lines, license: MIT, format: text}}"))) == 40_000
 
 
 def test_same_sources_give_the_same_digest(place):

@@ -3,13 +3,16 @@ import random
 
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
 
-from hermitcrab.data.tables import SPLITS, Splits, read_table, row_id, schema, write_rows
+from hermitcrab.data.megatron import TokenFile
+from hermitcrab.data.tables import row_id, schema, write_rows
 from hermitcrab.digest import digest_json
-from hermitcrab.errors import HermitcrabError
-from hermitcrab.recipe import Split
-from hermitcrab.stages import Job
-from hermitcrab.stages.prepare import STAGE, Prepare, ledgers
+from hermitcrab.errors import HermitcrabError, UsageError
+from hermitcrab.recipe import Split, from_value
+from hermitcrab.recipe.data import Tokens
+from hermitcrab.stages import Job, prepare
+from hermitcrab.stages.prepare import STAGE, Prepare
 from hermitcrab.store import Store
 
 CLEAN = ["normalize", "exact-dedup", "decontaminate"]
@@ -123,15 +126,20 @@ def test_nothing_to_train_or_to_test_on_says_where_the_rows_went(store):
         prepared(store, collected(store, train=pairs(3)), split=Split(validation=2, test=1))
 
 
-def test_row_that_goes_without_a_reason_stops_the_stage(store):
-    artifact = collected(store, train=pairs(9))
-    splits = Splits(
-        "prompt-completion", {s: read_table(artifact.payload / f"{s}.parquet", "prompt-completion") for s in SPLITS}
-    )
-    assert ledgers(splits, 9)[0]["kept"] == 9
-    splits.keep("train", [True] * 8 + [False])
+def test_row_that_goes_without_a_reason_stops_the_stage(store, monkeypatch):
+    whole = prepare.Cleaning.run
+
+    def lossy(self, files):
+        census, scratch = whole(self, files)
+        census.alive_N[census.ranked()[-1]] = False
+        census.reasons.append("")
+        census.gone.append((census.id_N[:0], census.split_N[:0], []))
+        monkeypatch.setattr(census, "why", lambda: {})
+        return census, scratch
+
+    monkeypatch.setattr(prepare.Cleaning, "run", lossy)
     with pytest.raises(HermitcrabError, match="does not balance: taken 9, kept 8, dropped 0"):
-        ledgers(splits, 9)
+        prepared(store, collected(store, train=pairs(9)), clean=["normalize"])
 
 
 def test_format_of_conversations_goes_through(store):
@@ -145,3 +153,51 @@ def test_format_of_conversations_goes_through(store):
     done = prepared(store, artifact, format="messages")
     assert len(rows(done, "test")) == 3
     assert all(json.loads(r["messages"])[0]["content"].startswith("q") for r in rows(done, "train"))
+
+
+def texts(store, **given):
+    """An artifact as `collect` leaves it, of format `text`."""
+    asked = {"inputs": [], "slice": {"rows": digest_json(given)}}
+    with store.draft("collect", digest_json(asked), asked) as draft:
+        for split, listed in given.items():
+            rows = [
+                {"row_id": row_id(f"sha256:{split}", i), "source": "s", "text": text} for i, text in enumerate(listed)
+            ]
+            write_rows(draft.payload / f"{split}.parquet", rows, schema("text"))
+        return store.seal(draft)
+
+
+def test_a_row_is_found_in_the_token_file_by_its_place(store):
+    made = texts(store, train=[f"ferry number {i} leaves at six" for i in range(60)])
+    artifact = prepared(store, made, format="text", tokens=Tokens(vocab_size=280))
+    tokenizer = Tokenizer.from_file(str(artifact.payload / "tokens" / "tokenizer.json"))
+    counts = {one["split"]: one for one in artifact.read("tokens/tokens.json")["splits"]}
+    for name in ("train", "validation", "test"):
+        file, listed = TokenFile(artifact.payload / "tokens" / name), rows(artifact, name)
+        assert len(file) == len(listed) == counts[name]["documents"]
+        assert counts[name]["tokens"] == len(file.ids_T)
+        for number, row in enumerate(listed):
+            *ids, end = file.document(number).tolist()
+            assert tokenizer.decode(ids) == row["text"]
+            assert end == 0
+
+
+def test_a_tokenizer_is_learnt_from_training_rows_alone(store):
+    train, test = (
+        [f"ferry number {i} leaves at six" for i in range(60)],
+        ["qqqqqqqq zzzzzzzz" * 40, "the harbor qqqq zzzz" * 40],
+    )
+    made = texts(store, train=train, test=test, validation=["jjjjjjjj" * 50])
+    artifact = prepared(store, made, format="text", tokens=Tokens(vocab_size=280))
+    vocabulary = Tokenizer.from_file(str(artifact.payload / "tokens" / "tokenizer.json")).get_vocab()
+    assert any("ferry" in token for token in vocabulary)
+    assert not {token for token in vocabulary for pair in ("qq", "zz", "jj") if pair in token}
+
+
+def test_tokens_are_of_texts_alone():
+    recipe = from_value({
+        "name": "r", "task": "text-generation", "base": {"path": "b"},
+        "data": {"train": {"path": "rows.csv", "license": "MIT", "format": "prompt-completion"}, "tokens": {}},
+    })  # fmt: skip
+    with pytest.raises(UsageError, match="format `text`"):
+        prepare.slice_of(recipe)

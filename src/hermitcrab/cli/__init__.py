@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hermitcrab import __version__
-from hermitcrab.cli import judging, making, using
+from hermitcrab.cli import data, judging, making, using
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 
-VERBS = {**making.VERBS, **judging.VERBS, **using.VERBS}
+VERBS = {**making.VERBS, **data.VERBS, **judging.VERBS, **using.VERBS}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,8 +1,9 @@
-"""Records of a CSV, TSV, JSONL, Parquet or text file, one at a time, with their positions; memory stays flat.
+"""Records of a CSV, TSV, JSONL, Parquet or text file with their positions; memory stays flat.
 
 A reader yields `Record`s and, in the place of a row that cannot be one, a `BadRow` that says where and why: whoever
 reads decides whether that stops the run or is dropped and counted. What makes the rest of a file unreadable (a quote
-that is never closed, a damaged archive) raises.
+that is never closed, a damaged archive) raises. Where a piece of a file can be had as whole columns (`blocks.py`), it is:
+row by row is how the rest is read, and how a piece in which anything is wrong is told row by row.
 
 CSV is RFC 4180, strictly: quoted cells may hold newlines; a row has as many cells as the header. TSV is the same with
 tabs. A text file's rows are its paragraphs (`text`: blank lines between them) or its lines (`lines`).
@@ -19,13 +20,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hermitcrab.data.files import FREE, RATIO, open_data
+from hermitcrab.data.files import MEDIA, open_data
 from hermitcrab.errors import HermitcrabError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 LONGEST = 1 << 24  # characters in a row: beyond that something is wrong, and memory is not to pay for it
-BATCH = 1024  # rows of Parquet decoded at a time
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")  # what a table writes where it knows nothing
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _UNSOUND = re.compile("[\x00\ud800-\udfff]")  # NUL, and what is left of bytes that are not UTF-8
@@ -41,14 +44,36 @@ class BadRow(HermitcrabError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`position` counts rows from 0, `where` names file, row (from 1) and line; `cells` are text, None, JSON values."""
+    """`position` counts rows from 0, `where` names file, row (from 1) and line; `cells` are text, None, JSON values, bytes.
+
+    `cut` is what was left out of it, by reason. `digest` is that of the file which the record is, where it is not a part of one.
+    """
 
     position: int
     where: str
     cells: dict[str, Any]
+    cut: tuple[str, ...] = ()
+    digest: str | None = None
 
 
-Rows = Iterator[Record | BadRow]
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that is none of those that were asked for, such as a picture among web pages."""
+
+    position: int
+    reason: str
+
+
+Rows = Iterator[Record | BadRow | Skipped]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a file: as columns of text (None: it has to be read row by row), and as its records."""
+
+    position: int
+    columns: dict[str, pa.Array] | None
+    rows: Callable[[], Rows]
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,8 @@ class Table:
     columns: list[str] | None
     read: Callable[[Collection[str]], Rows]
     """Records with at least these columns."""
+    blocks: Callable[[Collection[str]], Iterator[Block]] | None = None
+    """The same, a piece at a time."""
 
 
 def shown(value: Any) -> str:
@@ -77,7 +104,7 @@ def flaw(text: str) -> str | None:
     return "a NUL byte" if found[0] == "\x00" else "bytes that are not UTF-8"
 
 
-def _check_cell(where: str, column: str, value: Any) -> BadRow | None:
+def check_cell(where: str, column: str, value: Any) -> BadRow | None:
     if isinstance(value, str) and (wrong := flaw(value)):
         place = _UNSOUND.search(value).start()  # type: ignore[union-attr]
         near = value[max(0, place - 20) : place + 20]
@@ -93,26 +120,41 @@ def open_table(path: Path, name: str, kind: str) -> Iterator[Table]:
     Raises:
         HermitcrabError: for a file that is not of its kind, is empty, or has no usable header.
     """
-    if kind == "parquet":
-        yield _parquet(path, name)
+    if kind in ("parquet", "arrow"):
+        from hermitcrab.data.sources.arrow import open_arrow, open_parquet
+
+        yield open_parquet(path, name) if kind == "parquet" else open_arrow(path, name)
+        return
+    if kind == "pdf":
+        from hermitcrab.data.sources.pdf import open_pdf
+
+        yield open_pdf(path, name)
         return
     with open_data(path, name) as stream:
-        if kind == "jsonl":
-            yield Table(None, lambda only: _jsonl(stream, name))
-        elif kind in ("text", "lines"):
-            yield Table(["text"], lambda only: _text(stream, name, paragraphs=kind == "text"))
+        if kind in ("jsonl", "text", "lines"):
+            from hermitcrab.data.blocks import open_blocks
+
+            yield open_blocks(stream, name, kind)
+        elif kind in ("html", "warc"):
+            from hermitcrab.data.sources import html, warc
+
+            yield html.open_html(stream, name) if kind == "html" else warc.open_warc(stream, name)
+        elif kind in MEDIA or kind == "idx":
+            raise HermitcrabError(f"{name}: type `{kind}` is read with its folder or labels, not as a table of its own")
         else:
             yield _csv(stream, name, "\t" if kind == "tsv" else ",")
 
 
-class _Lines:
+class Lines:
     """Lines of a stream; no row of them may pass `LONGEST` characters. Bad bytes become lone surrogates."""
 
-    def __init__(self, stream: BinaryIO, name: str, newline: str):
-        self.text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
-        self.name, self.count, self.ended, self.length = name, 0, False, 0
+    def __init__(self, stream: BinaryIO, name: str, newline: str, count: int = 0):
+        """`count`: lines of the file that were read before."""
+        encoding = "utf-8" if count else "utf-8-sig"
+        self.text = io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline=newline)
+        self.name, self.count, self.ended, self.length = name, count, False, 0
 
-    def __iter__(self) -> _Lines:
+    def __iter__(self) -> Lines:
         return self
 
     def __next__(self) -> str:
@@ -130,13 +172,13 @@ class _Lines:
         return line
 
 
-def _where(name: str, position: int, line: int) -> str:
+def where_of(name: str, position: int, line: int) -> str:
     return f"{name}: row {position + 1:,} (line {line:,})"
 
 
 def _csv(stream: BinaryIO, name: str, delimiter: str) -> Table:
     csv.field_size_limit(LONGEST)  # the module's own limit is 131,072 characters
-    lines = _Lines(stream, name, newline="")
+    lines = Lines(stream, name, newline="")
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next((cells for cells in reader if cells), None)
@@ -152,10 +194,10 @@ def _csv(stream: BinaryIO, name: str, delimiter: str) -> Table:
     return Table(header, lambda only: _csv_rows(reader, lines, header, name))
 
 
-def _csv_rows(reader: Any, lines: _Lines, header: list[str], name: str) -> Rows:
+def _csv_rows(reader: Any, lines: Lines, header: list[str], name: str) -> Rows:
     position = 0
     while True:
-        lines.length, where = 0, _where(name, position, lines.count + 1)
+        lines.length, where = 0, where_of(name, position, lines.count + 1)
         try:
             cells = next(reader)
         except StopIteration:
@@ -169,7 +211,7 @@ def _csv_rows(reader: Any, lines: _Lines, header: list[str], name: str) -> Rows:
         if not cells:  # a blank line
             continue
         if len(cells) == len(header):
-            wrong = next((bad for c, v in zip(header, cells, strict=True) if (bad := _check_cell(where, c, v))), None)
+            wrong = next((bad for c, v in zip(header, cells, strict=True) if (bad := check_cell(where, c, v))), None)
             yield wrong or Record(position, where, dict(zip(header, cells, strict=True)))
         else:
             told = f"received {len(cells)} cells, the last {shown(cells[-1])}; expected {len(header)}: "
@@ -196,42 +238,42 @@ def _finite(text: str) -> float:
     return value
 
 
-def _jsonl(stream: BinaryIO, name: str) -> Rows:
-    lines, position = _Lines(stream, name, newline="\n"), 0
-    for line in lines:
+def read_jsonl(stream: BinaryIO, name: str, position: int = 0, line: int = 0) -> Rows:
+    """Records of a file, or of a part of it that begins with that record and behind so many lines."""
+    lines = Lines(stream, name, newline="\n", count=line)
+    for text in lines:
         lines.length = 0
-        if not line.strip():
+        if not text.strip():
             continue
-        where, value = _where(name, position, lines.count), None
+        where, value = where_of(name, position, lines.count), None
         position += 1
         try:
-            value = json.loads(line, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
+            value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
         except (ValueError, RecursionError) as error:
-            yield BadRow(where, "not JSON", f"received {shown(line.strip())}, expected one JSON object a line: {error}")
+            yield BadRow(where, "not JSON", f"received {shown(text.strip())}, expected one JSON object a line: {error}")
             continue
         if not isinstance(value, dict):
             yield BadRow(where, "not a JSON object", f"received {shown(value)}, expected a JSON object")
             continue
-        wrong = next((bad for column, cell in value.items() if (bad := _check_cell(where, column, cell))), None)
+        wrong = next((bad for column, cell in value.items() if (bad := check_cell(where, column, cell))), None)
         yield wrong or Record(position - 1, where, value)
-    if position == 0:
-        raise HermitcrabError(f"{name}: is empty; expected one JSON object a line")
 
 
-def _text(stream: BinaryIO, name: str, paragraphs: bool) -> Rows:
-    lines, position = _Lines(stream, name, newline=""), 0
+def read_text(stream: BinaryIO, name: str, paragraphs: bool, position: int = 0, line: int = 0) -> Rows:
+    """Paragraphs or lines of a file, or of a part of it as `read_jsonl`."""
+    lines = Lines(stream, name, newline="", count=line)
     held: list[str] = []
-    start = 1
+    start = line + 1
 
     def row() -> Record | BadRow:
-        where, text = _where(name, position, start), "".join(held).rstrip("\r\n")
-        return _check_cell(where, "text", text) or Record(position, where, {"text": text})
+        where, text = where_of(name, position, start), "".join(held).rstrip("\r\n")
+        return check_cell(where, "text", text) or Record(position, where, {"text": text})
 
-    for line in lines:
-        if line.strip():
+    for text in lines:
+        if text.strip():
             start = start if held else lines.count
-            held.append(line)
-        if held and (not paragraphs or not line.strip()):
+            held.append(text)
+        if held and (not paragraphs or not text.strip()):
             yield row()
             position += 1
             held.clear()
@@ -239,63 +281,3 @@ def _text(stream: BinaryIO, name: str, paragraphs: bool) -> Rows:
             lines.length = 0
     if held:
         yield row()
-        position += 1
-    if position == 0:
-        raise HermitcrabError(f"{name}: is empty; expected text")
-
-
-@contextmanager
-def _parquet_faults(name: str) -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except HermitcrabError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise HermitcrabError(f"{name}: cannot be read as Parquet: {shown(first)}") from error
-
-
-def _parquet(path: Path, name: str) -> Table:
-    import pyarrow.parquet as pq
-
-    with _parquet_faults(name):
-        metadata = pq.read_metadata(path)
-        columns = list(metadata.schema.to_arrow_schema().names)
-        unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    if unpacked > max(FREE, RATIO * path.stat().st_size):
-        raise HermitcrabError(f"{name}: says that it unpacks to over {RATIO} times its size; refused")
-    twice = next((c for c in columns if columns.count(c) > 1), None)
-    if twice is not None:
-        raise HermitcrabError(f"{name}: has the column {shown(twice)} twice; expected a name for each")
-    return Table(columns, lambda only: _parquet_rows(path, name, [c for c in columns if c in only]))
-
-
-def _parquet_rows(path: Path, name: str, columns: list[str]) -> Rows:
-    import pyarrow.parquet as pq
-
-    position = 0
-    with _parquet_faults(name), pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH, columns=columns):
-            cells = {column: _values(batch.column(column)) for column in columns}
-            for i in range(batch.num_rows):
-                where = f"{name}: row {position + 1:,}"
-                row = {column: values[i] for column, values in cells.items()}
-                wrong = next((bad for column, cell in row.items() if (bad := _check_cell(where, column, cell))), None)
-                yield wrong or Record(position, where, row)
-                position += 1
-
-
-def _values(column: Any) -> list[Any]:
-    """The cells of an Arrow column: lists and mappings as they are, all else as text (bad bytes as surrogates)."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_nested(column.type):
-        return column.to_pylist()
-    if str(column.type) in ("string", "large_string", "binary", "large_binary"):
-        raw = column.cast(pa.large_binary()).to_pylist()
-        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
-    return column.cast(pa.string()).to_pylist()

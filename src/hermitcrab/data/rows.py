@@ -9,19 +9,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from hermitcrab.data.files import kind_of
-from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.readers import MISSING, NUMBER, BadRow, Record, Table, flaw, open_table, shown
-from hermitcrab.data.tables import FORMATS, column_kind, dump_json, dump_messages, row_id
-from hermitcrab.data.windows import read_windows
-from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean, nearest
-from hermitcrab.progress import progress, warn
+from hermitcrab.data.readers import MISSING, NUMBER, BadRow, Record, flaw, shown
+from hermitcrab.data.tables import FORMATS, column_kind, dump_json, dump_messages
+from hermitcrab.errors import UsageError, did_you_mean, nearest
 from hermitcrab.recipe import Source
 
 _WHOLE = re.compile(r"[+-]?\d{1,15}")
@@ -61,39 +54,6 @@ def parse_template(text: str, where: str) -> Cell:
     return Cell(tuple(parts))
 
 
-def check_sources(sources: Iterable[Source]) -> None:
-    """What can be wrong with sources before any file is opened.
-
-    Raises:
-        UsageError: for several formats, a mapping for a column that the format does not have, a type that is not told.
-    """
-    sources = list(sources)
-    formats = sorted({source.format for source in sources})
-    if len(formats) > 1:
-        raise UsageError(f"data: all sources of a recipe share one format. Received: {', '.join(formats)}")
-    for source in sources:
-        kind = kind_of(source.path, source.type)
-        if (kind == "idx") != (source.labels is not None):
-            told = "images of type `idx` need `labels`, the file of their labels"
-            raise UsageError(f"{source.path}: {told if kind == 'idx' else '`labels` is for images of type `idx`'}")
-        if source.labels_sha256 is not None and source.labels is None:
-            raise UsageError(f"{source.path}: `labels_sha256` is for a source with `labels`")
-        if source.windows is not None and source.format != "series":
-            raise UsageError(f"{source.path}: `windows` are for rows of format `series`. Received: {source.format}")
-        if source.features and gathers(source) is None and source.windows is None:
-            raise UsageError(
-                f"{source.path}: `features` are for rows that are gathered from columns, as of format `tabular`"
-            )
-        if (kind == "idx") != (source.format in ("image-label", "image")):
-            raise UsageError(
-                f"{source.path}: type `idx` and format `image-label` go together. Received: type `{kind}`, format `{source.format}`"
-            )
-        for wanted in source.columns:
-            if wanted not in FORMATS[source.format]:
-                near = did_you_mean(wanted, FORMATS[source.format])
-                raise UsageError(f"{source.path}: columns: format `{source.format}` has no column `{wanted}`{near}")
-
-
 class Shape:
     """A source's mapping, checked against the columns of the file (None: every row names its own)."""
 
@@ -120,9 +80,7 @@ class Shape:
         else:
             cell = parse_template(text, where)
         if (wanted == "messages" or column_kind(wanted) != "text") and cell.alone is None:
-            what = {"bytes": "images", "json": "JSON", "number": "numbers"}.get(
-                column_kind(wanted), "lists of messages"
-            )
+            what = {"bytes": "files", "json": "JSON", "number": "numbers"}.get(column_kind(wanted), "lists of messages")
             raise UsageError(f"{where}: expected a column that holds {what}. Received: {shown(text)}")
         for column in cell.columns:
             self._known(column, f"columns: {wanted}")
@@ -282,61 +240,3 @@ def _messages(record: Record, column: str) -> list[dict[str, str]]:
     if "user" not in roles:
         raise bad("no turn of the user", ", ".join(roles), "a turn of the user before the answer")
     return value
-
-
-def open_source(source: Source, path: Path, labels: Path | None) -> AbstractContextManager[Table]:
-    """The records of a source, whatever it is."""
-    kind = kind_of(source.path, source.type)
-    if kind == "idx" and labels is not None and source.labels is not None:
-        from hermitcrab.data.idx import open_idx
-
-        return open_idx(path, labels, source.path, source.labels)
-    return open_table(path, source.path, kind)
-
-
-def read_rows(
-    source: Source,
-    path: Path,
-    digest: str,
-    uri: str,
-    ledger: Ledger,
-    on_error: str = "stop",
-    labels: Path | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Rows of a source, each counted as kept or as dropped by reason. `labels` is where `source.labels` lies.
-
-    Raises:
-        BadRow: at the first bad row, where `on_error` is `stop`.
-        UsageError: for a column that the file does not have.
-        HermitcrabError: for a file that cannot be read, or of which no row is kept.
-    """
-    if source.windows is not None:
-        yield from read_windows(source, path, digest, uri, ledger)
-        return
-    name, first, bad, kept = source.path, None, 0, 0
-    with open_source(source, path, labels) as table, progress(f"reading {name}", unit="rows") as bar:
-        shape = Shape(source, table.columns)
-        for record in table.read(shape.needed):
-            ledger.take(1)
-            bar.add()
-            try:
-                if isinstance(record, BadRow):
-                    raise record
-                if reason := shape.refused(record):
-                    ledger.drop(reason)
-                    continue
-                row = shape.row(record)
-            except BadRow as error:
-                if on_error == "stop":
-                    raise
-                ledger.drop(error.reason)
-                first, bad = first or error, bad + 1
-                continue
-            ledger.keep()
-            kept += 1
-            yield {"row_id": row_id(digest, record.position), "source": uri, **row}
-    if first:
-        warn(f"{name}: {bad:,} bad rows are dropped; the first: {first}")
-    if not kept:
-        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in sorted(ledger.dropped.items()))
-        raise HermitcrabError(f"{name}: no row of it is kept: {reasons or 'it has none'}")

@@ -2,7 +2,8 @@
 
 `row_id` (16 hex digits, of source digest and position), `source` (uri), `document` (null where the source names none),
 and the columns of the format. `messages` is the JSON text of a list of `{role, content}`; `image` is the bytes of a PNG;
-`record` the JSON text of column → number, text or null.
+`record` the JSON text of column → number, text or null; `objects` that of a list of `{label, box}`, the box `[x, y, width, height]` in
+pixels from the upper left corner; `audio` is the bytes of a WAV of plain PCM.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "image-label": ("image", "label"),
     "image": ("image",),
+    "image-objects": ("image", "objects"),
+    "audio-label": ("audio", "label"),
+    "audio-text": ("audio", "text"),
     "text-label": ("text", "label"),
     "translation": ("source_text", "target_text"),
     "tabular": ("record", "target"),
@@ -37,6 +40,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
 # What a column holds; all others are texts. `json` is the JSON text of a list or an object, `number` float64, null where there is none.
 KINDS = {
     "image": "bytes",
+    "audio": "bytes",
+    "objects": "json",
     "record": "json",
     "features": "json",
     "past": "json",
@@ -47,7 +52,8 @@ KINDS = {
 SAID = {"interaction": "rating", "series": "future", "text": None, "image": None}  # where it is not the second column
 ASKED = {"interaction": ("user", "item", "time"), "series": ("name", "time")}  # where it is not the first column
 SPLITS = ("train", "validation", "test")
-GROUP = 8192  # rows in a row group
+GROUP = 8192  # rows in a row group, at most
+GROUP_BYTES = 32 << 20  # of a row group's cells, about: whatever reads it holds it whole
 
 
 def column_kind(column: str) -> str:
@@ -109,7 +115,9 @@ class TableWriter:
     def __init__(self, path: Path, schema: pa.Schema):
         import pyarrow.parquet as pq
 
-        self.schema, self.held = schema, list[dict[str, Any]]()
+        self.schema, self.rows, self.held = schema, list[dict[str, Any]](), list[Any]()
+        self.count = self.bytes = 0  # of the group that is being filled
+        self.written = 0
         self.writer = pq.ParquetWriter(
             path, schema, compression="zstd", compression_level=3, version="2.6", store_schema=False
         )
@@ -125,16 +133,72 @@ class TableWriter:
         self.writer.close()
 
     def add(self, row: dict[str, Any]) -> None:
-        self.held.append(row)
-        if len(self.held) == GROUP:
+        """A row; its cells are counted as `write` counts them."""
+        self.rows.append(row)
+        self.count += 1
+        self.bytes += sum(map(_size, row.values()))
+        if self.count == GROUP or self.bytes >= GROUP_BYTES:
             self._flush()
+
+    def write(self, table: pa.Table) -> None:
+        """Rows of the schema, many at once: the bytes are those of `add` for one after the other."""
+        import numpy as np
+
+        self._hold()
+        size_N = np.zeros(table.num_rows, np.int64)
+        for column in table.columns:
+            size_N += _sizes(column)
+        end_N, at = np.cumsum(size_N), 0
+        while at < table.num_rows:
+            before = end_N[at - 1] if at else 0
+            full = int(np.searchsorted(end_N, before + GROUP_BYTES - self.bytes)) + 1
+            last = min(table.num_rows, full, at + GROUP - self.count)
+            self.held.append(table.slice(at, last - at))
+            self.count += last - at
+            self.bytes += int(end_N[last - 1] - before)
+            at = last
+            if self.count == GROUP or self.bytes >= GROUP_BYTES:
+                self._flush()
+
+    def _hold(self) -> None:
+        import pyarrow as pa
+
+        if self.rows:
+            self.held.append(pa.Table.from_pylist(self.rows, self.schema))
+            self.rows = []
 
     def _flush(self) -> None:
         import pyarrow as pa
 
+        self._hold()
         if self.held:
-            self.writer.write_table(pa.Table.from_pylist(self.held, self.schema), GROUP)
-            self.held.clear()
+            group = pa.concat_tables(self.held).cast(self.schema).combine_chunks()
+            self.writer.write_table(group, GROUP)
+            self.written += group.num_rows
+        self.held, self.count, self.bytes = [], 0, 0
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode())
+    return len(value) if isinstance(value, bytes) else 0
+
+
+def _sizes(column: pa.ChunkedArray) -> Any:
+    """Bytes of each cell of texts or bytes, int64 [N]; 0 for null and for numbers."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if not (
+        pa.types.is_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_large_binary(kind)
+    ):
+        return np.zeros(len(column), np.int64)
+    return pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64)
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:
@@ -144,7 +208,8 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) ->
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    write_rows(path, rows_of(table), table.schema)
+    with TableWriter(path, table.schema) as out:
+        out.write(table)
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -181,31 +246,3 @@ def answer(format: str, row: dict[str, Any]) -> Any:
         return json.loads(row["messages"])[-1]["content"]
     column = SAID.get(format, FORMATS[format][1] if len(FORMATS[format]) > 1 else None)
     return "" if column is None else row[column]
-
-
-@dataclass
-class Splits:
-    """The three row tables on their way through cleaning, and what became of the rows.
-
-    `dropped` holds `(row_id, split, reason)` of each row that left, `changed` the ids of rows not as they came.
-    """
-
-    format: str
-    tables: dict[str, pa.Table]
-    dropped: list[tuple[str, str, str]] = field(default_factory=list)
-    changed: set[str] = field(default_factory=set)
-
-    def questions(self, split: str) -> Iterator[str]:
-        return (question(self.format, row) for row in rows_of(self.tables[split]))
-
-    def drop(self, split: str, reasons: Sequence[str | None]) -> None:
-        """Take out of `split` every row that has a reason."""
-        ids = self.tables[split].column("row_id").to_pylist()
-        self.dropped += [(row, split, reason) for row, reason in zip(ids, reasons, strict=True) if reason]
-        self.keep(split, [reason is None for reason in reasons])
-
-    def keep(self, split: str, mask: Sequence[bool], of: str | None = None) -> None:
-        """Let `split` be the rows that `mask` marks: of itself, or of another split."""
-        import pyarrow as pa
-
-        self.tables[split] = self.tables[of or split].filter(pa.array(mask, pa.bool_()))

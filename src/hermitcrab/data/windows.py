@@ -14,7 +14,7 @@ from typing import Any
 
 from hermitcrab.data.files import kind_of
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.readers import MISSING, NUMBER, BadRow, open_table, shown
+from hermitcrab.data.readers import MISSING, NUMBER, BadRow, Record, open_table, shown
 from hermitcrab.data.tables import dump_json, row_id
 from hermitcrab.errors import HermitcrabError, UsageError, did_you_mean
 from hermitcrab.progress import progress
@@ -72,6 +72,8 @@ def _table(source: Source, path: Path) -> tuple[list[str], list[float], dict[str
             bar.add()
             if isinstance(record, BadRow):
                 raise record
+            if not isinstance(record, Record):
+                continue
             time = _time(record.cells[key], record.where, key)
             if time in found:
                 raise BadRow(record.where, "a time twice", f"column `{key}`: {shown(record.cells[key])} stands twice")

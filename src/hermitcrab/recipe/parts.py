@@ -60,7 +60,7 @@ class Base(Part):
     """What the model starts from: a folder, a GGUF file, `run:NAME`, `hf:ORG/NAME@REVISION`, `ms:ORG/NAME@REVISION`,
     `pypi:NAME==VERSION/PATH-IN-WHEEL`, `deb:NAME=VERSION/PATH-IN-PACKAGE`, or `scratch` with an architecture."""
     sha256: Digest | None = None
-    """Digest of the file (of the file inside the package, for `pypi:` and `deb:`, where it is required)."""
+    """Digest of the file (of the file or folder inside the package, for `pypi:` and `deb:`, where it is required)."""
     license: str | None = None
     """SPDX id. Needed where the files themselves declare none."""
     architecture: dict[str, Any] | None = None
@@ -241,3 +241,6 @@ class Report(Part):
 class Cluster(Part):
     processes: Count = 1
     """Training processes on this machine (torchrun, gloo or nccl)."""
+    address: Annotated[str, Field(pattern=r"^ray://(local|[^/:]+:[0-9]+)$")] | None = None
+    """Prepare data on a Ray cluster: `ray://local`, or `ray://HOST:PORT` of one that runs already and has the store at the same path.
+    Null: on this machine."""

@@ -38,6 +38,7 @@ class Job:
     resolved: Mapping[str, Resolved] = field(default_factory=dict)
     base: Base = field(default_factory=lambda: Base(path="scratch"))
     processes: int = 1
+    cluster: str | None = None
     trial: Callable[[Mapping[str, Any]], Trial] | None = None
 
     @property

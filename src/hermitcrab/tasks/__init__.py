@@ -29,12 +29,15 @@ __all__ = [
 
 GROUP = "hermitcrab.tasks"  # of entry points
 TASKS = {
+    "fill-mask": "hermitcrab.tasks.fill_mask:FillMask",
     "image-classification": "hermitcrab.tasks.image_classification:ImageClassification",
     "recommendation": "hermitcrab.tasks.recommendation:Recommendation",
     "tabular-classification": "hermitcrab.tasks.tabular_classification:TabularClassification",
     "tabular-regression": "hermitcrab.tasks.tabular_regression:TabularRegression",
+    "text-classification": "hermitcrab.tasks.text_classification:TextClassification",
     "text-generation": "hermitcrab.tasks.text_generation:TextGeneration",
     "time-series-forecasting": "hermitcrab.tasks.time_series_forecasting:TimeSeriesForecasting",
+    "translation": "hermitcrab.tasks.translation:Translation",
 }
 
 

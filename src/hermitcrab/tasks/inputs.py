@@ -9,8 +9,9 @@ from pathlib import Path
 
 from hermitcrab.data.files import kind_of
 from hermitcrab.data.ledger import Ledger
-from hermitcrab.data.readers import BadRow, flaw, open_table
-from hermitcrab.data.rows import Shape, read_rows
+from hermitcrab.data.readers import BadRow, Record, flaw, open_table
+from hermitcrab.data.reading import read_rows
+from hermitcrab.data.rows import Shape
 from hermitcrab.data.tables import dump_json
 from hermitcrab.errors import UsageError
 from hermitcrab.recipe import Source
@@ -123,7 +124,8 @@ def _records(name: str) -> list[str]:
         for record in read:
             if isinstance(record, BadRow):
                 raise record
-            rows.append(shape.row(record)["record"])
+            if isinstance(record, Record):
+                rows.append(shape.row(record)["record"])
     return rows
 
 

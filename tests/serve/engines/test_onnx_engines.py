@@ -24,7 +24,7 @@ from hermitcrab.recipe import Train
 from hermitcrab.serve.choosing import choose_encoder, choose_predictor
 from hermitcrab.serve.engine import Spec
 from hermitcrab.serve.engines.embedding import OnnxEncoder, Pooling, TorchEncoder
-from hermitcrab.serve.engines.onnx import OnnxPredictor, Session, pick, quantizes
+from hermitcrab.serve.engines.onnx import SMALL, OnnxPredictor, Session, pick, quantizes
 from hermitcrab.serve.opening import Opened
 from hermitcrab.tasks import Asking, Start, make_task
 
@@ -215,3 +215,14 @@ def test_a_file_that_is_no_model_is_refused_in_a_sentence(tmp_path: Path) -> Non
         pytest.importorskip(runtime)
         with pytest.raises(HermitcrabError, match="cannot read it"):
             Session(tmp_path / "x.onnx", 1, runtime)
+
+
+def test_a_small_net_is_not_openvinos(tmp_path):
+    """Each call of it takes longer than the net; a large one goes to it where the processor computes in bfloat16."""
+    ov = pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    narrow = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    file = tmp_path / "m.onnx"
+    for size, runtime in ((SMALL - 1, "onnxruntime"), (SMALL, "openvino" if narrow else "onnxruntime")):
+        file.write_bytes(bytes(size))
+        assert pick(file) == runtime

@@ -10,12 +10,22 @@ import importlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
-FILTERS: dict[str, str] = {}
+    from hermitcrab.data.kernel import Words
+
+FILTERS: dict[str, str] = {
+    "normalize": "hermitcrab.data.fold:NormalizeFilter",
+    "unicode": "hermitcrab.data.filters.unicode:UnicodeFilter",
+    "language": "hermitcrab.data.filters.language:LanguageFilter",
+    "quality": "hermitcrab.data.filters.quality:QualityFilter",
+    "personal": "hermitcrab.data.filters.personal:PersonalFilter",
+}
 """Name in a recipe → `module:Class`, of filters that look at one text at a time. Those that compare texts are the engine's."""
 
 
@@ -25,6 +35,22 @@ class Texts:
 
     row_id: pa.Array
     text: pa.Array
+
+    @cached_property
+    def words(self) -> Words:
+        """The words of the texts; split once for every filter that asks."""
+        from hermitcrab.data.kernel import split
+
+        return split(self.text)
+
+    def kept(self, keep_N: np.ndarray) -> Texts:
+        """Those that a mask (bool [N]) keeps, with their words where they were split."""
+        import pyarrow as pa
+
+        texts = Texts(*(column.filter(pa.array(keep_N)) for column in (self.row_id, self.text)))
+        if "words" in self.__dict__:
+            texts.__dict__["words"] = self.words.kept(keep_N)
+        return texts
 
     def __len__(self) -> int:
         return len(self.text)

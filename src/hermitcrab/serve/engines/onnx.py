@@ -1,8 +1,11 @@
 """ONNX files on a CPU, without torch: by OpenVINO or by ONNX Runtime, whichever is faster there for that file.
 
-the processor computes in bfloat16          → OpenVINO with that hint: about twice as fast as float32
 weights are eight bits, quantized as it runs → ONNX Runtime where it is installed: OpenVINO is slow on such files
+the file is small                           → ONNX Runtime where it is installed: a call of OpenVINO costs more than such a net
+the processor computes in bfloat16          → OpenVINO with that hint: about twice as fast as float32
 else                                        → ONNX Runtime where it is installed, else OpenVINO
+
+Figures: docs/benchmarks.md, "Encoders and image models".
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.tasks import load_task
 
 AT_ONCE = 64
+SMALL = 4 << 20  # bytes; numbers that lie beside a file are of larger ones
 DYNAMIC = b"DynamicQuantizeLinear"
 
 
@@ -85,7 +89,7 @@ def pick(path: Path) -> str:
         raise HermitcrabError("this needs `openvino` or `onnxruntime`; run: pip install 'hermitcrab[serve]'")
     if len(has) == 1:
         return has.pop()
-    if quantizes(path):
+    if path.stat().st_size < SMALL or quantizes(path):
         return "onnxruntime"
     import openvino as ov
 
