@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import unicodedata
 from pathlib import Path
 
 from datatrove.executor import LocalPipelineExecutor
@@ -24,6 +23,8 @@ LANGUAGES = {"en": Languages.english, "zh": Languages.mandarin_chinese}
 
 
 def normalized(document) -> bool:
+    import unicodedata  # the executor pickles this function with what it names
+
     document.text = unicodedata.normalize("NFKC", document.text)
     return True
 
