@@ -135,7 +135,7 @@ def test_labels_that_are_missing_or_of_another_file_are_refused(here, capsys):
     (here / "shapes.yaml").write_text(text.replace("labels: train-labels,", ""))
     status, _, err = crab("run", "shapes.yaml", capsys=capsys)
     assert status == 2
-    assert "images of type `idx` need `labels`" in err
+    assert "type `idx` needs `labels`" in err
 
 
 @pytest.mark.parametrize("settings", [
@@ -239,7 +239,7 @@ def test_models_are_compared_on_a_file_of_images_whose_rows_are_named_as_in_a_ru
         (["run:shapes/prepare", "--max-new-tokens", "3"], "--max-new-tokens: means nothing to image-classification"),
         (["run:shapes/prepare", "--type", "idx"], "--labels and --type are for a file of rows"),
         (["run:shapes/prepare", "--labels", "train-labels"], "--labels and --type are for a file of rows"),
-        (["train-images", "--type", "idx", "--format", "image-label"], "images of type `idx` need `labels`"),
+        (["train-images", "--type", "idx", "--format", "image-label"], "type `idx` needs `labels`"),
         (["train-images", "--type", "idxs"], "no type of file is named `idxs`; did you mean `idx`?"),
         ([*FILES[:2], "train-label", *FILES[3:]], "train-label: no such file or folder; did you mean `train-labels`?"),
     ],

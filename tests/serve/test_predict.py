@@ -136,8 +136,8 @@ def test_another_signer_is_refused(project, tmp_path, monkeypatch, capsys):
     ("change", "said"),
     [
         (
-            {"task": "translation"},
-            "its task is 'translation'; this version knows image-classification, text-generation",
+            {"task": "depth-estimation"},
+            "its task is 'depth-estimation'; this version knows fill-mask, image-classification, recommendation",
         ),
         ({"task": "image-classification"}, "`fitted` is not what image-classification fits"),
         ({"fitted": ["a"]}, "expected `fitted`, a mapping"),

@@ -32,7 +32,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "audio-label": ("audio", "label"),
     "audio-text": ("audio", "text"),
     "text-label": ("text", "label"),
-    "translation": ("source_text", "target_text"),
+    "text-pair": ("source_text", "target_text"),
     "tabular": ("record", "target"),
     "interaction": ("user", "item", "rating", "time", "features"),
     "series": ("name", "time", "past", "future"),

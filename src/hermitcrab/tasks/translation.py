@@ -54,7 +54,7 @@ class Pairs:
 
 class Translation(BaseTask):
     name = "translation"
-    formats = ("translation",)
+    formats = ("text-pair",)
     kind = "SEQ_TO_SEQ_CAUSAL_LM"
     metrics = ("bleu", "chrf", "bits_per_byte")
     baselines = ("nearest-segment",)

@@ -9,7 +9,7 @@ base: {path: scratch, license: MIT, init_seed: 3,
        architecture: {model_type: marian, vocab_size: 300, d_model: 16, encoder_layers: 1, decoder_layers: 1, encoder_attention_heads: 2,
                       decoder_attention_heads: 2, encoder_ffn_dim: 32, decoder_ffn_dim: 32, max_position_embeddings: 48, dropout: 0.0}}
 data:
-  train: {path: rows.tsv, format: translation, license: CC0-1.0, columns: {source_text: en, target_text: zh}}
+  train: {path: rows.tsv, format: text-pair, license: CC0-1.0, columns: {source_text: en, target_text: zh}}
   split: {validation: 10, test: 20}
 train: {method: full, optimizer: adam, learning_rate: 1e-2, steps: 20, batch_size: 16, checkpoint_every: 6, validate_every: 10,
         sequence_length: 48, final_dtype: float32, precision: float32, compile: "off"}
