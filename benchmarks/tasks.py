@@ -139,6 +139,18 @@ def write(rows: dict[str, dict[str, Any]], out: Path) -> None:
     write_atomic(out, ("\n".join(lines) + "\n").encode())
 
 
+def claims(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """As the other scripts of this folder give their rows: the derived model beside its opponent. Met: not worse, by the verdict."""
+    found = []
+    for key, row in sorted(rows.items()):
+        mine, peer = row["figures"]["derived"]["value"], row["figures"].get(row["against"], {}).get("value")
+        found.append({
+            "name": key, "ours": row["architecture"], "peer": row["against"], "value": mine, "peer_value": peer, "unit": row["metric"],
+            "ratio": mine / peer if peer else None, "aim": "not worse", "met": row["verdict"] != "worse",
+        })  # fmt: skip
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     form = parser.add_mutually_exclusive_group()
@@ -151,7 +163,9 @@ def main() -> int:
         "--out", type=Path, default=ROOT / "docs" / "tasks.md", help="the table; the rows lie beside it as .json"
     )
     parser.add_argument("--prefix", type=shlex.split, default=[], help="a command that each run is started through")
-    parser.add_argument("--json", action="store_true", help="one object on standard output")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the rows as JSON, one a comparison with the opponent"
+    )
     args = parser.parse_args()
     saved = args.out.with_suffix(".json")
     rows: dict[str, dict[str, Any]] = json.loads(saved.read_text()) if saved.exists() else {}
@@ -172,7 +186,7 @@ def main() -> int:
         write(rows, args.out)
     write(rows, args.out)
     if args.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        write_atomic(args.json, (json.dumps(claims(rows), indent=1) + "\n").encode())
     return 0
 
 

@@ -219,6 +219,8 @@ def test_gc_keeps_a_run_and_frees_it_when_its_folder_is_gone(here, capsys):
         ("data.train.path=rosw.csv", 2, "no such file or folder; did you mean `rows.csv`?"),
         ("data.train.license=CC-BY-NC-4.0", 1, "forbids commercial use"),
         ("data.train.license=Apache2", 2, "Apache-2.0"),
+        ("data.licenses.deny=[CC0-1.0]", 1, "its license CC0-1.0 is denied by data.licenses"),
+        ("data.licenses.allow=[MIT, CC-BY-*]", 1, "its license CC0-1.0 is not"),
         ("task=text-generaton", 2, "did you mean `text-generation`?"),
         ("evaluate.choices=[yes, maybe]", 1, "evaluate.choices does not have ['no']"),
         ("evaluate.choices=[yes]", 2, "choices are at least two"),

@@ -166,5 +166,7 @@ def test_a_filter_that_cannot_be_is_named(clean, message):
 def test_filters_have_their_options_spelled_out_and_survive_a_round_trip():
     found = recipe.parse(CLEAN % "[normalize, {near-dedup: {threshold: 0.7}}, {unicode: }, {quality: {rules: [c4]}}]")
     assert found.data.clean[0] == "normalize"
-    assert found.data.clean[1] == {"near-dedup": {"threshold": 0.7, "ngram": 5, "permutations": 128, "verify": True}}
+    assert found.data.clean[1] == {
+        "near-dedup": {"threshold": 0.7, "ngram": 5, "permutations": 128, "verify": True, "distance": 6}
+    }
     assert recipe.parse(recipe.to_yaml(found)) == found

@@ -318,31 +318,32 @@ def _resolve_hub(reference: str, hub: str, rest: str) -> Resolved:
         raise UsageError(
             f"{reference}: ModelScope's library does not tell which commit `{revision}` is; give the commit itself"
         )
-    commit = revision if COMMIT.fullmatch(revision) else _commit(reference, name, revision)
+    commit = revision if COMMIT.fullmatch(revision) else commit_of(reference, name, revision)
     uri = f"{hub}:{name}@{commit}"
     folder = cache_folder(hub, name.replace("/", "--"), commit)
     return Resolved(reference, uri, uri, folder if folder.is_dir() else None, commit, hub)
 
 
-def _commit(reference: str, name: str, revision: str) -> str:
+def commit_of(reference: str, name: str, revision: str, kind: str = "model") -> str:
+    """The commit that a branch or tag of a repository of Hugging Face's hub is now. `kind`: model or dataset."""
     hub = needs("huggingface_hub", "hub")
     try:
-        return str(hub.HfApi().model_info(name, revision=revision, timeout=30).sha)
+        return str(hub.HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=30).sha)
     except hub.errors.RepositoryNotFoundError as error:
-        raise HermitcrabError(f"{reference}: the hub has no model {name}, or hides it without a login") from error
+        raise HermitcrabError(f"{reference}: the hub has no {kind} {name}, or hides it without a login") from error
     except hub.errors.RevisionNotFoundError as error:
         raise HermitcrabError(f"{reference}: {name} has no branch, tag or commit `{revision}`") from error
     except Exception as error:
         raise HermitcrabError(
             f"{reference}: the hub cannot be reached to learn which commit `{revision}` is ({type(error).__name__}); "
-            f"a full commit works without network once it is cached: {_known_commits(name)}"
+            f"a full commit works without network once it is cached{_known_commits(name) if kind == 'model' else ''}"
         ) from error
 
 
 def _known_commits(name: str) -> str:
     folder = cache_folder("hf", name.replace("/", "--"))
     known = sorted(p.name for p in folder.iterdir() if COMMIT.fullmatch(p.name)) if folder.is_dir() else []
-    return ", ".join(f"hf:{name}@{commit}" for commit in known) or "none is cached here"
+    return ": " + (", ".join(f"hf:{name}@{commit}" for commit in known) or "none is cached here")
 
 
 def _download(hub: str, name: str, commit: str) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hermitcrab.data.phash import alike, groups, phash
+from hermitcrab.data.phash import alike, duplicates, phash
 from hermitcrab.errors import HermitcrabError
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
@@ -34,8 +34,19 @@ def test_pairs_are_those_of_comparing_all(hash_N, most):
     assert alike(hash_N, most).tolist() == wanted
 
 
-def test_groups_are_named_by_their_first():
-    assert groups(np.array([0, 2**40 - 1, 1, 3, 2**40 - 2], np.uint64), 1).tolist() == [0, 1, 0, 0, 1]
+def test_an_image_goes_only_for_one_that_stays():
+    # 0 and 3 are alike, 3 and 15 too, 0 and 15 are not: 15 stays, as 3 is gone
+    assert duplicates(np.array([0, 2**40 - 1, 3, 15, 2**40 - 2], np.uint64), 2).tolist() == [-1, -1, 0, -1, 1]
+
+
+@given(hash_N=arrays(np.uint64, st.integers(0, 30), elements=st.integers(0, 255)), most=st.integers(0, 4))
+def test_what_stays_is_unlike_and_what_goes_is_like_one_that_stays(hash_N, most):
+    partner_N = duplicates(hash_N, most)
+    stays = np.flatnonzero(partner_N < 0)
+    assert len(alike(hash_N[stays], most)) == 0
+    for later, first in enumerate(partner_N.tolist()):
+        assert first < 0 or (first < later and partner_N[first] < 0)
+        assert first < 0 or int(hash_N[first] ^ hash_N[later]).bit_count() <= most
 
 
 def test_broken_files_and_bombs_are_refused():

@@ -1,6 +1,7 @@
 import json
 import random
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
@@ -201,3 +202,36 @@ def test_tokens_are_of_texts_alone():
     })  # fmt: skip
     with pytest.raises(UsageError, match="format `text`"):
         prepare.slice_of(recipe)
+
+
+def test_images_that_look_alike_go_for_the_first_by_rank(store):
+    """Scaled and brighter copies of noise are near duplicates; other noise is none."""
+    pytest.importorskip("PIL")
+    from PIL import Image, ImageFilter
+
+    from hermitcrab.data.images import encode_png
+
+    def image(number, bright=0):
+        noise = np.random.default_rng(number).integers(0, 200, (12, 12)).astype(np.uint8)
+        soft = Image.fromarray(noise).resize((48, 48), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(1))
+        return encode_png((np.asarray(soft, np.int64) + bright).clip(0, 255).astype(np.uint8).tobytes(), 48, 48)
+
+    asked = {"inputs": [], "slice": {"rows": "images"}}
+    given = {"test": [image(0), image(1)], "train": [image(n) for n in range(2, 12)] + [image(0, 9), image(5, 9)]}
+    with store.draft("collect", digest_json(asked), asked) as draft:
+        for split, images in given.items():
+            listed = [{"row_id": row_id(split, i), "source": "s", "document": None, "image": data, "label": "a"}
+                      for i, data in enumerate(images)]  # fmt: skip
+            write_rows(draft.payload / f"{split}.parquet", listed, schema("image-label"))
+        artifact = store.seal(draft)
+    made = prepared(
+        store, artifact, format="image-label", clean=[{"near-dedup": {"distance": 4}}], split=Split(validation=1)
+    )
+    gone = rows(made, "dropped")
+    assert {row["reason"] for row in gone} == {"near duplicate"}
+    assert row_id("train", 10) in {row["row_id"] for row in gone}  # the copy of a test image
+    assert len(gone) == 2
+    assert len(rows(made, "test")) == 2
+    pairs = {row["row_id"]: row for row in rows(made, "clusters")}
+    assert pairs[row_id("train", 10)]["kept"] == row_id("test", 0)
+    assert all(1 - 4 / 64 <= row["similarity"] <= 1 for row in pairs.values())

@@ -71,11 +71,11 @@ def test_padding_and_grouping_change_no_loss(fitted):
     alone = [made.loss(model, made.batch(examples, torch.tensor([i]).numpy())) for i in range(len(SOURCE))]
     assert whole.count == sum(one.count for one in alone) == sum(map(len, examples.target))
     assert float(whole.sum) == pytest.approx(float(sum(one.sum for one in alone)), rel=1e-5)
-    nll, tokens, sizes = made.nats(model, rows(SOURCE, TARGET), 7)
+    nll, tokens, sizes = made.nats(model, made.encoded(SOURCE)[0], TARGET, 7)
     assert nll == pytest.approx([float(one.sum) for one in alone], rel=1e-4)
     assert tokens == [one.count for one in alone]
     assert sizes == [len(text.encode()) for text in TARGET]
-    _, (tokens_cut,), (size_cut,) = made.nats(model, rows(["a"], ["word " * 200]), 1)
+    _, (tokens_cut,), (size_cut,) = made.nats(model, made.encoded(["a"])[0], ["word " * 200], 1)
     assert tokens_cut == 64
     assert size_cut < 5 * 200
 
@@ -99,7 +99,7 @@ def test_transformers_opens_what_was_saved_and_says_the_same(fitted, tmp_path):
     made = task(fitted)
     model = made.model(torch.float32)
     made.save(model, tmp_path)
-    said, _ = made.translated(model, SOURCE[:3], 12, 3)
+    said, _ = made.translated(model, made.encoded(SOURCE[:3])[0], 12, 3)
     tokenizer, peer = AutoTokenizer.from_pretrained(tmp_path), AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     given = tokenizer(SOURCE[:3], return_tensors="pt", padding=True)
     found = peer.generate(input_ids=given["input_ids"], attention_mask=given["attention_mask"], max_new_tokens=12)

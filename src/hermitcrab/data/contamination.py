@@ -19,7 +19,7 @@ from numba import njit
 from hermitcrab.data import kernel
 from hermitcrab.data.census import TRAIN, Census
 from hermitcrab.data.parts import texts_of
-from hermitcrab.data.scratch import RANKS, Scratch, id_text, ids, own_columns, put, write_arrow
+from hermitcrab.data.scratch import RANKS, Scratch, id_text, ids, own_columns, put_array, write_arrow
 from hermitcrab.data.segment import Piece
 from hermitcrab.errors import HermitcrabError
 from hermitcrab.recipe.clean import Decontaminate
@@ -74,12 +74,7 @@ class HeldOut:
         words, gram_T, whole_T = _grams(text, self.n)
         owner_T = np.repeat(places[row_M], np.diff(words.start_N1)) if len(row_M) else np.zeros(0, np.int64)
         for name, array in (("held", gram_T[whole_T]), ("owners", owner_T[whole_T])):
-            put(self.scratch.folder / f"{name}-{task:06d}.npy", lambda beside, array=array: _save(beside, array))  # type: ignore[misc]
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, array)
+            put_array(self.scratch.folder / f"{name}-{task:06d}.npy", array)
 
 
 @njit(cache=True, nogil=True)

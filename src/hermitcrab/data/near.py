@@ -18,8 +18,8 @@ from numba import njit
 
 from hermitcrab.data import kernel
 from hermitcrab.data.census import Census
-from hermitcrab.data.parts import questions
-from hermitcrab.data.scratch import Scratch, ids, own_columns, put
+from hermitcrab.data.parts import of_images, questions
+from hermitcrab.data.scratch import Scratch, ids, own_columns, put_array
 from hermitcrab.data.segment import Piece
 from hermitcrab.recipe.clean import NearDedup
 
@@ -47,12 +47,7 @@ class Gather:
             found[1].append(np.diff(start_N1))
         arrays = {"shingles": np.concatenate(found[0]), "counts": np.concatenate(found[1]), "places": places[mask]}
         for name, array in arrays.items():
-            put(folder / f"{name}-{task:06d}.npy", lambda beside, array=array: _save(beside, array))  # type: ignore[misc]
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, array)
+            put_array(folder / f"{name}-{task:06d}.npy", array)
 
 
 @njit(cache=True)
@@ -133,6 +128,8 @@ def resolve(
         How many rows were candidates, and how many pairs were compared.
     """
     ranked = census.ranked()
+    if of_images(format):
+        return _images(census, ranked, options.distance)
     band_RB = census.keys["bands"][ranked].view(np.uint64).reshape(len(ranked), -1)
     group_RB, groups = _groups(band_RB)
     near_R = (group_RB >= 0).any(1)
@@ -160,6 +157,19 @@ def resolve(
     census.drop(ranked[later], REASON)
     census.pairs.append(("near-dedup", ranked[later], ranked[partner_R[later]], similarity_R[later]))
     return {"candidates": len(ranked), "compared": compared}
+
+
+def _images(census: Census, ranked: np.ndarray, distance: int) -> dict[str, int]:
+    """Images by their perceptual hashes, which are compared whole: the similarity is the share of bits that are equal."""
+    from hermitcrab.data.phash import duplicates
+
+    hash_R = census.keys["bands"][ranked].view(np.uint64).reshape(-1)
+    partner_R = duplicates(hash_R, distance)
+    later = np.flatnonzero(partner_R >= 0)
+    equal_E = 1 - np.bitwise_count(hash_R[later] ^ hash_R[partner_R[later]]) / 64
+    census.drop(ranked[later], REASON)
+    census.pairs.append(("near-dedup", ranked[later], ranked[partner_R[later]], equal_E))
+    return {"candidates": len(ranked), "compared": len(later)}
 
 
 def _gathered(folder: Path, tasks: int, ranked: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -28,6 +28,11 @@ def large(column: Any) -> pa.Array:
     )
 
 
+def of_images(format: str) -> bool:
+    """Is it an image that makes a row the question that it is?"""
+    return FORMATS[format][0] == "image"
+
+
 def text_columns(format: str) -> list[str]:
     return [name for name in FORMATS[format] if column_kind(name) == "text"]
 

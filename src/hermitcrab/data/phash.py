@@ -1,14 +1,15 @@
-"""Images that look alike: a hash of 64 bits that survives scaling, compression and small changes, and groups of near hashes.
+"""Images that look alike: a hash of 64 bits that survives scaling, compression and small changes, and pairs of near hashes.
 
 The hash is that of the discrete cosine transform (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions",
 section 3.2): gray, 32 x 32, the 64 lowest frequencies against their median. Two photographs of different things differ in some 32 bits.
 
-N images, P pairs.
+N images, R of them by rank, P pairs.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -69,15 +70,19 @@ def alike(hash_N: np.ndarray, distance: int = 6) -> np.ndarray:
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
 
 
-def groups(hash_N: np.ndarray, distance: int = 6) -> np.ndarray:
-    """The group of each image: the smallest place of those that it is alike, through others too. int64 [N]."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+def phashes(images: Sequence[bytes]) -> np.ndarray:
+    """The hash of each: uint64 [N]."""
+    return np.array([phash(data) for data in images], np.uint64)
 
-    pairs = alike(hash_N, distance)
-    size = len(hash_N)
-    joined = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
-    _, label_N = connected_components(joined, directed=False)
-    first = np.full(size, size, np.int64)
-    np.minimum.at(first, label_N, np.arange(size))
-    return first[label_N]
+
+def duplicates(hash_R: np.ndarray, distance: int) -> np.ndarray:
+    """For each image, by rank, the first one before it that stays and is alike; -1 for one that stays: int64 [R].
+
+    An image goes only for one that stays: a chain of neighbors drops none that is like none that is kept.
+    """
+    partner_R = np.full(len(hash_R), -1, np.int64)
+    pairs = alike(hash_R, distance)
+    for first, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
+        if partner_R[first] < 0 and partner_R[later] < 0:
+            partner_R[later] = first
+    return partner_R

@@ -65,6 +65,14 @@ def put(path: Path, write: Callable[[Path], None]) -> None:
     os.replace(beside, path)
 
 
+def put_array(path: Path, array: np.ndarray) -> None:
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:
+            np.save(file, array)
+
+    put(path, write)
+
+
 def write_arrow(path: Path, batches: list[pa.Table]) -> None:
     """Tables of one schema, each as one batch."""
     import pyarrow as pa

@@ -23,7 +23,7 @@ import numpy as np
 from hermitcrab.data import kernel, lines
 from hermitcrab.data.filters import Filter, Texts, make_filter
 from hermitcrab.data.fold import KEY, Form, fold_texts, keys, normalize_texts
-from hermitcrab.data.parts import answers, large, normal_cells, questions, texts_of, with_texts
+from hermitcrab.data.parts import answers, large, normal_cells, of_images, questions, texts_of, with_texts
 from hermitcrab.data.scratch import Scratch, ids, own_columns, put, rows_schema, slices, write_arrow
 from hermitcrab.recipe import Part
 from hermitcrab.recipe.clean import LineDedup, NearDedup, Normalize
@@ -224,7 +224,11 @@ class Segment:
             columns["by"] = _numbers(table.column(self.by))
         if self.within is not None:
             columns["within"] = _fixed(keys(large(table.column(self.within))))
-        if self.near is not None:
+        if self.near is not None and of_images(self.format):
+            from hermitcrab.data.phash import phashes
+
+            columns["bands"] = _fixed(phashes(table.column("image").to_pylist()).view("V8"))
+        elif self.near is not None:
             words = texts.words if self.format == "text" else kernel.split(asked)
             _, rows = kernel.banding(self.near.threshold, self.near.permutations)
             least_NP = kernel.minhash(*kernel.shingles(words, self.near.ngram), self.near.permutations)

@@ -13,7 +13,7 @@ from typing import Any
 
 from hermitcrab.digest import digest_json
 from hermitcrab.errors import HermitcrabError, UsageError, needs
-from hermitcrab.references import COMMIT, Resolved, cache_folder, files_below
+from hermitcrab.references import COMMIT, Resolved, cache_folder, commit_of, files_below
 from hermitcrab.store import Store, disk_errors
 
 FORM = re.compile(r"datasets/(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)@(?P<revision>[A-Za-z0-9][\w.-]*)/(?P<path>[^\s\\:]+)")
@@ -33,7 +33,7 @@ def find_dataset(reference: str, hub: str, rest: str) -> Resolved:
         raise UsageError(
             f"{reference}: ModelScope's library does not tell which commit `{revision}` is; give the commit itself"
         )
-    commit = revision if COMMIT.fullmatch(revision) else _commit(reference, found["name"], revision)
+    commit = revision if COMMIT.fullmatch(revision) else commit_of(reference, found["name"], revision, "dataset")
     uri = f"{hub}:datasets/{found['name']}@{commit}/{found['path']}"
     place = _place(uri)
     return Resolved(reference, uri, uri, _of(place, found["path"]) if place.is_dir() else None, commit, "dataset")
@@ -46,21 +46,6 @@ def _place(uri: str) -> Path:
 def _of(place: Path, path: str) -> Path:
     """The file, where a path names one; else the folder of all that a pattern names."""
     return place if any(mark in path for mark in "*?[") else place / path
-
-
-def _commit(reference: str, name: str, revision: str) -> str:
-    hub = needs("huggingface_hub", "hub")
-    try:
-        return str(hub.HfApi().dataset_info(name, revision=revision, timeout=30).sha)
-    except hub.errors.RepositoryNotFoundError as error:
-        raise HermitcrabError(f"{reference}: the hub has no data set {name}, or hides it without a login") from error
-    except hub.errors.RevisionNotFoundError as error:
-        raise HermitcrabError(f"{reference}: {name} has no branch, tag or commit `{revision}`") from error
-    except Exception as error:
-        raise HermitcrabError(
-            f"{reference}: the hub cannot be reached to learn which commit `{revision}` is ({type(error).__name__}); "
-            "a full commit works without network once it is cached"
-        ) from error
 
 
 def _download(hub: str, name: str, commit: str, path: str, folder: Path) -> Any:

@@ -144,6 +144,8 @@ def _explain(error: ValidationError, file: str, node: yaml.Node | None) -> str:
             lines.append(f"{where}: {item['msg']}")
         elif item["type"] == "missing":
             lines.append(f"{where}: {words} is missing")
+        elif item["type"] == "value_error":  # of keys that do not go together: it says itself what was received
+            lines.append(f"{where}: {words}: {item['ctx']['error']}")
         else:
             lines.append(f"{where}: {words}: {item['msg']}. Received: {item['input']!r}")
     return "\n".join(lines)

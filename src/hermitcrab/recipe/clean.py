@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from hermitcrab.errors import did_you_mean
@@ -31,6 +31,8 @@ class NearDedup(Part):
     """Places of a MinHash signature."""
     verify: bool = True
     """Compute the similarity of every pair that the signatures point at. Without, that they do is enough."""
+    distance: Annotated[int, Field(ge=0, le=20)] = 6
+    """Of images, in the place of all the others: most bits of 64 in which two perceptual hashes differ that are duplicates."""
 
 
 class LineDedup(Part):
@@ -120,7 +122,12 @@ def _schema() -> dict[str, Any]:
     return {"anyOf": [{"type": "string", "enum": list(OPTIONS)}, mappings]}
 
 
-Entry = Annotated[str | dict[str, Any], BeforeValidator(_entry), WithJsonSchema(_schema())]
+def _show(schema: dict[str, Any]) -> None:  # made where a schema is asked for, not whenever a recipe is read
+    schema.clear()
+    schema.update(_schema())
+
+
+Entry = Annotated[str | dict[str, Any], BeforeValidator(_entry), Field(json_schema_extra=_show)]
 Clean = Annotated[list[Entry], AfterValidator(_once)]
 
 

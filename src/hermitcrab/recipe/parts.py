@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from hermitcrab import searching
+from hermitcrab.errors import did_you_mean
 
 SHA256 = r"^(sha256:)?[0-9a-f]{64}$"
 
@@ -177,8 +178,9 @@ class Evaluate(Part):
     @model_validator(mode="after")
     def _opponent_is_measured(self) -> Evaluate:
         if self.against not in ("base", "none", *self.baselines):
+            hint = did_you_mean(self.against, ["base", "none", *self.baselines])
             raise ValueError(
-                f"against is base, none or one of baselines. Received: against={self.against}, baselines={self.baselines}"
+                f"against is base, none or one of baselines. Received: against={self.against}, baselines={self.baselines}{hint}"
             )
         return self
 

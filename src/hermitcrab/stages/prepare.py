@@ -202,8 +202,8 @@ STAGE = Stage(
     inputs=("collect",),
     code=(
         "stages/prepare.py", "data/census.py", "data/cleaning.py", "data/contamination.py", "data/engine.py", "data/filters",
-        "data/fold.py", "data/kernel.py", "data/ledger.py", "data/lines.py", "data/near.py", "data/parts.py", "data/scratch.py",
-        "data/segment.py", "data/split.py", "data/tables.py", "data/tokens.py", "data/megatron.py",
+        "data/fold.py", "data/phash.py", "data/kernel.py", "data/ledger.py", "data/lines.py", "data/near.py", "data/parts.py",
+        "data/scratch.py", "data/segment.py", "data/split.py", "data/tables.py", "data/tokens.py", "data/megatron.py",
         "models/tokenizer.py", "models/gguf_tokenizer.py", "models/chat.py", "models/formats",
     ),
     slice=slice_of,

@@ -1,12 +1,16 @@
-"""Examples as tensors, where batches go, and sentences that models of texts are compared on."""
+"""Examples by row, texts of their own lengths in batches, where batches go, and sentences that models of texts are compared on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
 
+GROUPS, FEWEST = 4, 4  # of a batch, by length; rows of a group
 SENTENCES = (
     "The ferry leaves the harbor at six, and by seven the mountains are out of sight.",
     "def area(width, height):\n    return width * height",
@@ -20,17 +24,44 @@ SENTENCES = (
 """What texts are compared on: of our own, so that no row of anybody's data enters a package."""
 
 
-class Tensors:
-    """Examples as tensors whose first dimension is the row."""
+class Named:
+    """Examples that are one a row: `names` are row ids."""
 
-    def __init__(self, names: list[str], **columns: torch.Tensor):
-        self.names, self.columns = names, columns
+    names: list[str]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def row_ids(self, rows: Any) -> list[str]:
         return [self.names[int(row)] for row in rows]
+
+
+class Tensors(Named):
+    """Examples as tensors whose first dimension is the row."""
+
+    def __init__(self, names: list[str], **columns: torch.Tensor):
+        self.names, self.columns = names, columns
+
+
+def alike(lengths: Sequence[Any]) -> list[np.ndarray]:
+    """Rows of a batch in a few groups of like length, which are computed apart: next to nothing is then computed for padding."""
+    order = np.array(sorted(range(len(lengths)), key=lambda i: (lengths[i], i)), np.int64)
+    return np.array_split(order, max(1, min(GROUPS, len(order) // FEWEST)))
+
+
+def padded(ids: Sequence[Sequence[int] | np.ndarray], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists of their own lengths as one tensor, filled up behind, and 1 where something stood: int64 [B, L] both."""
+    longest = max(map(len, ids))
+    table_BL, mask_BL = np.full((len(ids), longest), fill, np.int64), np.zeros((len(ids), longest), np.int64)
+    for row, one in enumerate(ids):
+        table_BL[row, : len(one)], mask_BL[row, : len(one)] = one, 1
+    return tensor(table_BL), tensor(mask_BL)
+
+
+def tensor(values: np.ndarray) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(values).to(place())
 
 
 def place() -> Any:

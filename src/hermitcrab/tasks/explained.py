@@ -119,21 +119,20 @@ def _own(ids: list[int], other: list[int]) -> tuple[int, int]:
     return shared, max(shared + 1, len(ids) - behind)
 
 
-def of_text(model: Any, ids: list[int], around: int, tokenizer: Any, labels: list[str]) -> Question:
-    """Of a text classifier: every token of the text, not those around it; nothing is a token whose embedding is zero.
+def of_text(model: Any, ids: list[int], around: list[int], words: list[str], labels: list[str]) -> Question:
+    """Of a text classifier: every token of the text; nothing is a token whose embedding is zero.
 
     Args:
-        around: tokens that the base puts around every text, the first of them before it.
+        around: 1 for each token that the base puts around a text, which is not explained.
+        words: what each token is in the text.
     """
     embedded = model.get_input_embeddings()
     device = embedded.weight.device
-    before, behind = min(1, around), len(ids) - max(0, around - 1)
+    own_L = torch.tensor(around) == 0
     with torch.no_grad():
         given_LD = embedded(torch.tensor(ids, device=device)).float()
-    plain_LD = given_LD.clone()
-    plain_LD[before:behind] = 0
-    part_L = torch.full((len(ids),), -1)
-    part_L[before:behind] = torch.arange(behind - before)
+    plain_LD = torch.where(own_L.to(device)[:, None], torch.zeros_like(given_LD), given_LD)
+    part_L = torch.where(own_L, own_L.cumsum(0) - 1, -1)
 
     def logits(given_MLD: torch.Tensor) -> torch.Tensor:
         mask_ML = torch.ones(given_MLD.shape[:2], dtype=torch.int64, device=device)
@@ -142,10 +141,8 @@ def of_text(model: Any, ids: list[int], around: int, tokenizer: Any, labels: lis
 
     with torch.no_grad():
         said = int(logits(given_LD[None])[0].argmax())
-    names = [tokenizer.id_to_token(token).replace("##", "") for token in ids[before:behind]]
-    words = [name if token.startswith("##") or not n else f" {name}"
-             for n, (name, token) in enumerate(zip(names, map(tokenizer.id_to_token, ids[before:behind]), strict=True))]  # fmt: skip
-    return Question("text", given_LD[None], plain_LD[None], part_L[None, :, None], words, lambda x: logits(x)[:, said], labels[said],
+    names = [f" {word}" for word, special in zip(words, around, strict=True) if not special]
+    return Question("text", given_LD[None], plain_LD[None], part_L[None, :, None], names, lambda x: logits(x)[:, said], labels[said],
                     "log-probability of the label")  # fmt: skip
 
 

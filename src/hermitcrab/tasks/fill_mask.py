@@ -25,7 +25,8 @@ from hermitcrab.errors import HermitcrabError, UsageError
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Recipe
 from hermitcrab.tasks import Asking, Loss, Start, Work, vocabulary
-from hermitcrab.tasks.base import BaseTask, place
+from hermitcrab.tasks.base import BaseTask
+from hermitcrab.tasks.examples import padded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -163,21 +164,14 @@ class FillMask(BaseTask):
         seen_L[others] = draw.choice(self.plain, len(others))
         return seen_L, label_L
 
-    def padded(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
-        import torch
-
-        longest = max(len(seen) for seen, _ in pairs)
-        seen_BL = np.full((len(pairs), longest), self.pad, np.int64)
-        label_BL, mask_BL = np.full_like(seen_BL, IGNORE), np.zeros_like(seen_BL)
-        for row, (seen, label) in enumerate(pairs):
-            seen_BL[row, : len(seen)], label_BL[row, : len(seen)], mask_BL[row, : len(seen)] = seen, label, 1
-        parts = {"seen": seen_BL, "mask": mask_BL, "label": label_BL}
-        return {name: torch.from_numpy(values).to(place()) for name, values in parts.items()}
+    def together(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
+        seen_BL, mask_BL = padded([seen for seen, _ in pairs], self.pad)
+        return {"seen": seen_BL, "mask": mask_BL, "label": padded([label for _, label in pairs], IGNORE)[0]}
 
     def batch(self, examples: Maskings, rows: np.ndarray) -> Any:
         n = len(examples.names)
         places = [divmod(int(row), n) for row in rows]
-        return self.padded([self.hidden(examples.names[i], examples.ids[i], way) for way, i in places])
+        return self.together([self.hidden(examples.names[i], examples.ids[i], way) for way, i in places])
 
     def count(self, batch: Any) -> int:
         return int((batch["label"] != IGNORE).sum())
@@ -218,7 +212,7 @@ class FillMask(BaseTask):
             seen_L[first], label_L[first] = self.mask, ids_L[first]
             pairs.append((seen_L, label_L))
         with torch.inference_mode():
-            return self.logits(model, self.padded(pairs))
+            return self.logits(model, self.together(pairs))
 
     def predict(self, model: nn.Module, rows: pa.Table, part: Evaluate, shots: pa.Table | None = None,
                 batch_size: int | None = None) -> pa.Table:  # fmt: skip
@@ -234,7 +228,7 @@ class FillMask(BaseTask):
         with progress("answers", rows.num_rows, "rows") as bar, torch.inference_mode():
             for start in range(0, rows.num_rows, size):
                 some = range(start, min(start + size, rows.num_rows))
-                batch = self.padded([self.hidden(names[i], ids[i], 0) for i in some])
+                batch = self.together([self.hidden(names[i], ids[i], 0) for i in some])
                 logits_MV = self.logits(model, batch)
                 label_BL = batch["label"]
                 label_M = label_BL[label_BL != IGNORE]
@@ -275,7 +269,7 @@ class FillMask(BaseTask):
                 )
             model.eval()
             with torch.inference_mode():
-                log_p_MV = self.logits(model, self.padded([(ids_L, label_L)])).log_softmax(dim=-1)
+                log_p_MV = self.logits(model, self.together([(ids_L, label_L)])).log_softmax(dim=-1)
             best_M = log_p_MV.max(dim=-1)
             said = [self.text.decode([i]).strip() for i in best_M.indices.tolist()]
             found.append({"input": text, "prediction": " ".join(said), "score": float(best_M.values.sum())})

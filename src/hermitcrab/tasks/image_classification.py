@@ -28,6 +28,7 @@ from hermitcrab.recipe import Evaluate, Recipe, Train
 from hermitcrab.store import write_json
 from hermitcrab.tasks import Asking, Start, Work, fitting
 from hermitcrab.tasks.classifier import Classifier
+from hermitcrab.tasks.examples import Named
 from hermitcrab.tasks.inputs import images
 
 if TYPE_CHECKING:
@@ -48,16 +49,10 @@ class Batch:
     count: int
 
 
-class ImageExamples:
+class ImageExamples(Named):
     def __init__(self, pixels_NCHW: torch.Tensor, label_N: torch.Tensor, names: list[str]):
         self.flat, self.shape = pixels_NCHW.flatten(1), pixels_NCHW.shape[1:]
         self.label_N, self.names = label_N, names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def row_ids(self, rows: Any) -> list[str]:
-        return [self.names[int(row)] for row in rows]
 
 
 class ImageClassification(Classifier):

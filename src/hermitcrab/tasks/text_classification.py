@@ -24,8 +24,8 @@ from hermitcrab.models.tokenizer import read_json_file
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Recipe, Train
 from hermitcrab.tasks import Asking, Start, Work
-from hermitcrab.tasks.base import place
 from hermitcrab.tasks.classifier import Classifier
+from hermitcrab.tasks.examples import Named, alike, padded, place, tensor
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,22 +34,14 @@ if TYPE_CHECKING:
 
     from hermitcrab.tasks.explained import Question
 
-GROUPS = 4  # by length, of a batch
-FEWEST = 4  # rows of a group
 TOKEN_BYTES = 4  # of a text, about
 
 
-class TextExamples:
+class TextExamples(Named):
     """Token ids of every row, of its own length, and its label: int32 [L] each, int64 [N]."""
 
     def __init__(self, names: list[str], ids: list[np.ndarray], label_N: torch.Tensor):
         self.names, self.ids, self.label_N = names, ids, label_N
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def row_ids(self, rows: Any) -> list[str]:
-        return [self.names[int(row)] for row in rows]
 
 
 class TextClassification(Classifier):
@@ -80,6 +72,7 @@ class TextClassification(Classifier):
             raise HermitcrabError(
                 f"train.sequence_length: {start.base['name']} has {positions:,} positions. Received: {asked:,}"
             )
+        self.cut = 0  # texts of the last answers that were longer than a row
         side = train.truncate if "truncate" in train.model_fields_set else self.text.settings.get("truncation_side")
         self.left = side == "left"
 
@@ -183,21 +176,10 @@ class TextClassification(Classifier):
         return max(256, self.part.batch_size * 32), width, width
 
     def grouped(self, ids: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Rows of like length together, each group padded to its longest: where they stood, ids and mask, int64 [B, L]."""
-        import torch
-
-        order = np.argsort([len(one) for one in ids], kind="stable")
-        groups, device = [], place()
-        for members in np.array_split(order, max(1, min(GROUPS, len(order) // FEWEST))):
-            longest = max(len(ids[i]) for i in members)
-            ids_BL = np.full((len(members), longest), self.pad, np.int64)
-            mask_BL = np.zeros((len(members), longest), np.int64)
-            for row, i in enumerate(members):
-                ids_BL[row, : len(ids[i])], mask_BL[row, : len(ids[i])] = ids[i], 1
-            groups.append((torch.from_numpy(ids_BL).to(device), torch.from_numpy(mask_BL).to(device)))
-        back_B = np.empty(len(order), np.int64)
-        back_B[order] = np.arange(len(order))
-        return {"groups": groups, "back": torch.from_numpy(back_B).to(device)}
+        """Rows of like length together: ids and mask of each group, int64 [B, L], and where each row stands in all of them."""
+        members = alike([len(one) for one in ids])
+        back_B = np.argsort(np.concatenate(members), kind="stable")
+        return {"groups": [padded([ids[i] for i in some], self.pad) for some in members], "back": tensor(back_B)}
 
     def batch(self, examples: TextExamples, rows: np.ndarray) -> dict[str, Any]:
         label_B = examples.label_N[rows].to(place())
@@ -213,20 +195,27 @@ class TextClassification(Classifier):
         import torch
 
         model.eval()
-        ids, _ = self.encoded(rows["text"].to_pylist())
+        ids, cut = self.encoded(rows["text"].to_pylist())
+        self.cut += sum(cut)
         with torch.inference_mode():
             return self.outputs(model, self.grouped(ids))
 
     def predict(self, model: nn.Module, rows: pa.Table, part: Evaluate, shots: pa.Table | None = None,
                 batch_size: int | None = None) -> pa.Table:  # fmt: skip
         """As for every classifier; how many texts were cut is in the table's metadata."""
+        self.cut = 0
         found = super().predict(model, rows, part, shots, batch_size)
-        cut = sum(self.encoded(rows["text"].to_pylist())[1])
-        return found.replace_schema_metadata({**found.schema.metadata, "prompts_cut": str(cut)})
+        return found.replace_schema_metadata({**found.schema.metadata, "prompts_cut": str(self.cut)})
 
     def question(self, model: nn.Module, one: str, part: Asking) -> Question:
         from hermitcrab.tasks.explained import of_text
 
-        ids = self.encoded([one])[0][0]
-        around = len(self.text.backend.encode("", add_special_tokens=True).ids)
-        return of_text(model, ids.tolist(), around, self.text.backend, self.fitted["labels"])
+        found = self.text.backend.encode(one, add_special_tokens=True)
+        ids = self.encoded([one])[0][0].tolist()
+        if len(ids) < len(found.ids):
+            raise HermitcrabError(
+                f"the text has {len(found.ids):,} tokens and would be cut to {len(ids):,}; give a shorter one"
+            )
+        return of_text(
+            model, ids, found.special_tokens_mask, [one[a:b] for a, b in found.offsets], self.fitted["labels"]
+        )

@@ -24,7 +24,8 @@ from hermitcrab.errors import HermitcrabError
 from hermitcrab.progress import progress
 from hermitcrab.recipe import Evaluate, Recipe
 from hermitcrab.tasks import Asking, Loss, Start, Work, vocabulary
-from hermitcrab.tasks.base import BaseTask, place
+from hermitcrab.tasks.base import BaseTask
+from hermitcrab.tasks.examples import Named, alike, padded, tensor
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,21 +36,14 @@ if TYPE_CHECKING:
 
 PAD, END = "<pad>", "</s>"  # of a tokenizer that is learnt here; PAD also begins every target, as in Marian
 BEAMS = 4
-GROUPS, FEWEST = 4, 8  # by length, of a batch; rows of a group
 TOKEN_BYTES = 4  # of a text, about
 
 
-class Pairs:
+class Pairs(Named):
     """Token ids of every row, of its own length: lists of int64 [S] and [T], both closed by END."""
 
     def __init__(self, names: list[str], source: list[list[int]], target: list[list[int]]):
         self.names, self.source, self.target = names, source, target
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def row_ids(self, rows: Any) -> list[str]:
-        return [self.names[int(row)] for row in rows]
 
 
 class Translation(BaseTask):
@@ -147,21 +141,11 @@ class Translation(BaseTask):
 
     def groups(self, source: Sequence[list[int]], target: Sequence[list[int]]) -> Iterator[dict[str, torch.Tensor]]:
         """Pairs of like length together: int64 `source` [B, S], its `mask`, `given` [B, T] (what the decoder sees), `label` [B, T]."""
-        order = sorted(range(len(source)), key=lambda i: (len(target[i]), len(source[i]), i))
-        for members in np.array_split(np.array(order), max(1, min(GROUPS, len(order) // FEWEST))):
-            ids_BS, mask_BS = self.padded([source[i] for i in members], self.pad)
-            label_BT, _ = self.padded([target[i] for i in members], IGNORE)
-            given_BT, _ = self.padded([[self.pad, *target[i][:-1]] for i in members], self.pad)
-            yield {"source": ids_BS, "mask": mask_BS, "given": given_BT, "label": label_BT, "row": _tensor(members)}
-
-    @staticmethod
-    def padded(ids: Sequence[list[int]], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(map(len, ids))
-        table = np.full((len(ids), longest), fill, np.int64)
-        mask = np.zeros((len(ids), longest), np.int64)
-        for row, one in enumerate(ids):
-            table[row, : len(one)], mask[row, : len(one)] = one, 1
-        return _tensor(table), _tensor(mask)
+        for members in alike([(len(t), len(s)) for s, t in zip(source, target, strict=True)]):
+            ids_BS, mask_BS = padded([source[i] for i in members], self.pad)
+            label_BT, _ = padded([target[i] for i in members], IGNORE)
+            given_BT, _ = padded([[self.pad, *target[i][:-1]] for i in members], self.pad)
+            yield {"source": ids_BS, "mask": mask_BS, "given": given_BT, "label": label_BT, "row": tensor(members)}
 
     def batch(self, examples: Pairs, rows: np.ndarray) -> Any:
         return list(self.groups([examples.source[int(i)] for i in rows], [examples.target[int(i)] for i in rows]))
@@ -196,7 +180,7 @@ class Translation(BaseTask):
 
         model.eval()
         source, _ = self.encoded(rows["source_text"].to_pylist())
-        ids_NS, mask_NS = self.padded(source, self.pad)
+        ids_NS, mask_NS = padded(source, self.pad)
         given_N1 = torch.full((len(source), 1), self.pad, dtype=torch.int64, device=ids_NS.device)
         with torch.inference_mode():
             return self.logits(model, {"source": ids_NS, "mask": mask_NS, "given": given_N1})[:, 0]
@@ -210,35 +194,34 @@ class Translation(BaseTask):
             **more,
         )  # fmt: skip
 
-    def translated(self, model: Any, texts: Sequence[str], longest: int, size: int) -> tuple[list[str], list[float]]:
-        """By beam search, and the mean log-probability of each answer's tokens."""
+    def translated(self, model: Any, source: list[list[int]], longest: int, size: int) -> tuple[list[str], list[float]]:
+        """Of ids, by beam search, and the mean log-probability of each answer's tokens."""
         import torch
 
         model.eval()
-        source, _ = self.encoded(texts)
         order = sorted(range(len(source)), key=lambda i: (len(source[i]), i))
-        said, score = [""] * len(texts), [0.0] * len(texts)
+        said, score = [""] * len(source), [0.0] * len(source)
         how = self.searched(longest, return_dict_in_generate=True, output_scores=True)
-        with progress("translations", len(texts), "rows") as bar, torch.inference_mode():
+        with progress("translations", len(source), "rows") as bar, torch.inference_mode():
             for start in range(0, len(order), size):
                 members = order[start : start + size]
-                ids_BS, mask_BS = self.padded([source[i] for i in members], self.pad)
+                ids_BS, mask_BS = padded([source[i] for i in members], self.pad)
                 found = model.generate(input_ids=ids_BS, attention_mask=mask_BS, generation_config=how)
                 for i, ids, one in zip(members, found.sequences.tolist(), found.sequences_scores.tolist(), strict=True):
                     said[i], score[i] = self.text.decode(ids).strip(), one
                 bar.add(len(members))
         return said, score
 
-    def nats(self, model: nn.Module, rows: pa.Table, size: int) -> tuple[list[float], list[int], list[int]]:
+    def nats(
+        self, model: nn.Module, source: list[list[int]], meant: list[str], size: int
+    ) -> tuple[list[float], list[int], list[int]]:
         """What each reference costs, its tokens and its bytes: of one that is longer than the model can say, those that it could."""
         import torch
         import torch.nn.functional as F
 
-        source, _ = self.encoded(rows["source_text"].to_pylist())
-        meant = self.answers(rows)
         target, cut = self.encoded(meant)
         sizes = [len((self.text.decode(target[i]) if cut[i] else meant[i]).encode()) for i in range(len(meant))]
-        nll = np.zeros(rows.num_rows)
+        nll = np.zeros(len(source))
         with torch.inference_mode():
             for start in range(0, len(source), size):
                 for group in self.groups(source[start : start + size], target[start : start + size]):
@@ -256,26 +239,20 @@ class Translation(BaseTask):
         """Translations with their scores; `nll`, `tokens` and `bytes` of the references. How many sources were cut is in the metadata."""
         import pyarrow as pa
 
-        size, texts = batch_size or part.batch_size, rows["source_text"].to_pylist()
-        said, score = self.translated(model, texts, part.max_new_tokens, size)
-        nll, tokens, sizes = self.nats(model, rows, size)
+        size, meant = batch_size or part.batch_size, self.answers(rows)
+        source, cut = self.encoded(rows["source_text"].to_pylist())
+        said, score = self.translated(model, source, part.max_new_tokens, size)
+        nll, tokens, sizes = self.nats(model, source, meant, size)
         table = {
-            "row_id": rows["row_id"], "reference": self.answers(rows), "prediction": said, "score": score, "nll": nll, "tokens": tokens,
+            "row_id": rows["row_id"], "reference": meant, "prediction": said, "score": score, "nll": nll, "tokens": tokens,
             "bytes": sizes,
         }  # fmt: skip
         if "document" in rows.column_names:
             table["document"] = rows["document"]
-        cut = sum(self.encoded(texts)[1])
         return pa.table(table).replace_schema_metadata(
-            {"prompt_digest": self.asked(rows, part), "prompts_cut": str(cut)}
+            {"prompt_digest": self.asked(rows, part), "prompts_cut": str(sum(cut))}
         )
 
     def answer(self, model: nn.Module, inputs: list[Any], part: Asking) -> list[dict[str, Any]]:
-        said, score = self.translated(model, inputs, part.max_new_tokens, len(inputs) or 1)
+        said, score = self.translated(model, self.encoded(inputs)[0], part.max_new_tokens, len(inputs) or 1)
         return [{"input": one, "prediction": said[i], "score": score[i]} for i, one in enumerate(inputs)]
-
-
-def _tensor(values: np.ndarray) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(values).to(place())

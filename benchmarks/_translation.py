@@ -1,6 +1,6 @@
 """A run of translation told apart by distance: BLEU and chrF where the nearest training segment is far, and where it is near.
 
-    python benchmarks/translation.py RUN --store .crab/store
+    python benchmarks/_translation.py RUN --store .crab/store
 
 Rows are cut by how like their source is to the nearest training source (cosine of TF-IDF of 1- to 4-grams of characters), as the run's
 own baseline measured it. Predictions are those of the run's evaluation; nothing is translated again.
