@@ -220,6 +220,7 @@ def test_two_processes_agree_with_one(task, prepared, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("task", EVERY)
 def test_predict_from_the_command_line_asks_what_the_task_reads(task, prepared, monkeypatch, capsys):
     folder, _, _ = prepared(task)
+    capsys.readouterr()  # of the run, where this is the first test to ask for it
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
     told = refused(capsys, "predict", "sample", "@no-such-file-of-rows")
